@@ -1,0 +1,139 @@
+// Package gpu is the vocabulary of the hardware: plain values that the NVML owner publishes and the
+// faces read. Nothing here touches a driver, and nothing here is changed after it was published.
+package gpu
+
+import "time"
+
+// UUID is a GPU's identity as NVML prints it, such as "GPU-8c1f…".
+type UUID string
+
+// A Snapshot is what is known of the node's GPUs at one moment. It is immutable and complete.
+//
+// Two rates of truth live in it. Inventory and health persist through a failed sample: the kubelet
+// must not see eight GPUs vanish because one call timed out. Readings do not: Device.Stats is nil
+// when the last sample of that GPU failed, for a stale number must never look live.
+type Snapshot struct {
+	Time      time.Time `json:"time"`
+	Driver    Driver    `json:"driver"`
+	Simulated bool      `json:"simulated"` // no driver was asked: every value is made up
+	Devices   []Device  `json:"devices"`   // in the order of NVML's indexes
+}
+
+// Driver is the NVIDIA driver of the node.
+type Driver struct {
+	Loaded      bool   `json:"loaded"`                // NVML is initialised
+	Version     string `json:"version,omitempty"`     // "550.163.01"
+	NVMLVersion string `json:"nvmlVersion,omitempty"` // "12.550.163.01"
+	CUDAVersion int    `json:"cudaVersion,omitempty"` // 1000*major + 10*minor, as nvmlSystemGetCudaDriverVersion gives it
+	Error       string `json:"error,omitempty"`       // why it is not loaded, for people
+}
+
+// Device is one physical GPU.
+type Device struct {
+	Index        int    `json:"index"` // NVML's index, also the "gpu" label of its metrics
+	Minor        int    `json:"minor"` // of /dev/nvidia<minor>; -1 when unknown
+	UUID         UUID   `json:"uuid"`
+	Name         string `json:"name"` // "NVIDIA H100 80GB HBM3"
+	Serial       string `json:"serial,omitempty"`
+	VBIOS        string `json:"vbios,omitempty"`
+	PCIBusID     string `json:"pciBusID"`   // "00000000:0B:00.0", domain of eight digits, upper case
+	PCIClass     uint32 `json:"pciClass"`   // 0x030000 VGA, 0x030200 3D controller; 0 when unknown
+	NUMANode     int    `json:"numaNode"`   // -1 when the platform names none
+	Memory       uint64 `json:"memory"`     // bytes; 0 when unknown
+	ComputeMajor int    `json:"ccMajor"`    // CUDA compute capability
+	ComputeMinor int    `json:"ccMinor"`    //
+	MIGCapable   bool   `json:"migCapable"` //
+	MIGEnabled   bool   `json:"migEnabled"` // split into instances: it cannot be offered whole
+
+	// Fabric is nil where the GPU is on no NVLink fabric.
+	Fabric *Fabric `json:"fabric,omitempty"`
+
+	Health Health `json:"health"`
+	// Stats is nil when the last sample failed or has not happened.
+	Stats *Stats `json:"stats,omitempty"`
+
+	// XIDs and ReadErrors count since the agent started and never decrease; sorted by code and operation.
+	XIDs       []XIDCount  `json:"xids,omitempty"`
+	ReadErrors []ReadError `json:"readErrors,omitempty"`
+	// LastSample is the time of the last complete sample; zero before the first.
+	LastSample time.Time `json:"lastSample,omitzero"`
+}
+
+// Fabric is the NVLink fabric membership that nvmlDeviceGetGpuFabricInfoV reports once registered.
+type Fabric struct {
+	ClusterUUID string `json:"clusterUUID"`
+	CliqueID    uint32 `json:"cliqueID"`
+}
+
+// XIDCount is how often the driver reported one XID on one GPU, and when last.
+type XIDCount struct {
+	Code  uint64    `json:"code"`
+	Count uint64    `json:"count"`
+	Last  time.Time `json:"last"`
+}
+
+// ReadError is how often one NVML operation failed on one GPU, by NVML's return name.
+type ReadError struct {
+	Op     string `json:"op"`     // "memory", "utilization"
+	Return string `json:"return"` // "ERROR_GPU_IS_LOST"
+	Count  uint64 `json:"count"`
+}
+
+// Reason is a bounded code for why a GPU is not healthy, safe as a metric label.
+type Reason string
+
+// The reasons. Healthy is the zero value.
+const (
+	Healthy    Reason = ""
+	Lost       Reason = "Lost"       // its handle or every call on it fails
+	Hung       Reason = "Hung"       // a driver call has not come back
+	XID        Reason = "XID"        // the driver reported an error that needs a reset, a reboot or support
+	Unreadable Reason = "Unreadable" // it answers, but not what is needed to offer it
+)
+
+// Remedy is what an unhealthy GPU needs.
+type Remedy string
+
+// The remedies.
+const (
+	NoRemedy   Remedy = ""
+	RestartApp Remedy = "RestartApp"
+	ResetGPU   Remedy = "ResetGPU"
+	RebootNode Remedy = "RebootNode"
+	Support    Remedy = "Support"
+)
+
+// Health says whether a physical GPU may be given to pods. The zero value is healthy.
+type Health struct {
+	Reason Reason    `json:"reason,omitempty"`
+	Text   string    `json:"text,omitempty"` // for people; empty when healthy
+	Since  time.Time `json:"since,omitzero"` // of the present reason
+	Needs  Remedy    `json:"needs,omitempty"`
+}
+
+// OK reports whether the GPU may be given to pods.
+func (h Health) OK() bool { return h.Reason == Healthy }
+
+// Device returns the GPU with the given UUID, or nil.
+func (s *Snapshot) Device(id UUID) *Device {
+	if s == nil {
+		return nil
+	}
+	for i := range s.Devices {
+		if s.Devices[i].UUID == id {
+			return &s.Devices[i]
+		}
+	}
+	return nil
+}
+
+// HealthyCount is the number of GPUs that may be given to pods.
+func (s *Snapshot) HealthyCount() int {
+	n := 0
+	for i := range s.Devices {
+		if s.Devices[i].Health.OK() {
+			n++
+		}
+	}
+	return n
+}

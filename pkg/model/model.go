@@ -1,0 +1,216 @@
+// Package model is the vocabulary of the cache: what a model is, where it comes from and how far it
+// has come. Plain values; nothing here touches a disk or a network.
+package model
+
+import (
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Digest is a lower-case hexadecimal sha256 of content; "" where the origin names none.
+type Digest string
+
+var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// ParseDigest accepts 64 hexadecimal digits in either case, with or without a leading "sha256:".
+func ParseDigest(s string) (Digest, error) {
+	d := strings.ToLower(strings.TrimPrefix(s, "sha256:"))
+	if !digestForm.MatchString(d) {
+		return "", fmt.Errorf("digest %q: want 64 hexadecimal digits of a sha256", s)
+	}
+	return Digest(d), nil
+}
+
+// Ref names where a model comes from, such as "s3://bucket/prefix" or
+// "https://host/model.safetensors#sha256=…". It never carries credentials.
+type Ref struct {
+	Scheme string // "https", "http", "s3"
+	Host   string // host[:port], or the bucket
+	Path   string // with its leading slash; "" allowed
+	Query  string // without "?"
+	Digest Digest // of the one file, from the fragment; "" where none was given
+}
+
+// ParseRef parses a reference. It rejects credentials in the URL, which would end up in logs.
+func ParseRef(s string) (Ref, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme == "" {
+		return Ref{}, fmt.Errorf("source %q: want a URL such as https://host/file or s3://bucket/prefix", redact(s))
+	}
+	if u.User != nil {
+		return Ref{}, fmt.Errorf("source %s: credentials in the URL are not accepted: name a credentials file instead", redact(s))
+	}
+	if u.Host == "" {
+		return Ref{}, fmt.Errorf("source %s: no host or bucket after %s://", redact(s), u.Scheme)
+	}
+	r := Ref{Scheme: u.Scheme, Host: u.Host, Path: u.EscapedPath(), Query: u.RawQuery}
+	if u.Fragment == "" {
+		return r, nil
+	}
+	hex, ok := strings.CutPrefix(u.Fragment, "sha256=")
+	if !ok {
+		return Ref{}, fmt.Errorf("source %s: fragment %q: want #sha256=<64 hexadecimal digits>", r, u.Fragment)
+	}
+	if r.Digest, err = ParseDigest(hex); err != nil {
+		return Ref{}, fmt.Errorf("source %s: %w", r, err)
+	}
+	return r, nil
+}
+
+// redact cuts everything that may hold a secret from a URL that could not be accepted.
+func redact(s string) string {
+	if i := strings.IndexAny(s, "?#"); i >= 0 {
+		s = s[:i]
+	}
+	if scheme, rest, ok := strings.Cut(s, "://"); ok {
+		if i := strings.LastIndex(rest, "@"); i >= 0 {
+			return scheme + "://" + rest[i+1:]
+		}
+	}
+	return s
+}
+
+// String is the reference without its query, which may hold a signature, and without its digest.
+func (r Ref) String() string { return r.Scheme + "://" + r.Host + r.Path }
+
+// URL is the whole address, query included: for the source that opens it, never for a log.
+func (r Ref) URL() string {
+	if r.Query == "" {
+		return r.String()
+	}
+	return r.String() + "?" + r.Query
+}
+
+var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+
+// CheckName reports why a model's name is not usable as a directory, a label and a metric value.
+func CheckName(name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("model name %q: want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last", name)
+	}
+	return nil
+}
+
+// Spec is one model that this node should hold.
+type Spec struct {
+	Name   string
+	Source Ref
+	Pinned bool // never evicted
+}
+
+// File is one file of a model.
+type File struct {
+	Path   string // slash-separated and relative; see CheckPath
+	Size   int64  // bytes
+	Digest Digest // "" where the origin names none: then it is recorded on first download
+	// Version pins the content while it is read: an ETag, an object version. Opaque to all but its source.
+	Version string
+	// Key is where the source finds the file. Opaque to all but its source; never a secret.
+	Key string
+}
+
+// CheckPath reports why a file path from outside must not be used: it is absolute, climbs out with
+// "..", is not clean, or holds what a file name cannot or should not.
+func CheckPath(p string) error {
+	switch {
+	case p == "" || p == ".":
+		return fmt.Errorf("file path is empty")
+	case len(p) > 1024:
+		return fmt.Errorf("file path of %d bytes is longer than 1024", len(p))
+	case strings.HasPrefix(p, "/"):
+		return fmt.Errorf("file path %q is absolute", p)
+	case path.Clean(p) != p || strings.HasPrefix(p, "../") || p == "..":
+		return fmt.Errorf("file path %q leaves the model's directory or is not clean", p)
+	case strings.Contains(p, `\`):
+		return fmt.Errorf("file path %q holds a backslash", p)
+	}
+	for _, r := range p {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+			return fmt.Errorf("file path %q holds a control character or is not UTF-8", p)
+		}
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		if len(part) > 255 {
+			return fmt.Errorf("file path %q: a name is longer than 255 bytes", p)
+		}
+	}
+	return nil
+}
+
+// Manifest is what a reference stood for when it was resolved.
+type Manifest struct {
+	Revision string // what the origin calls this content, or a hash over the files
+	Files    []File // sorted by Path, no two alike
+}
+
+// Size is the sum of the files' sizes in bytes.
+func (m Manifest) Size() int64 {
+	var n int64
+	for _, f := range m.Files {
+		n += f.Size
+	}
+	return n
+}
+
+// State is how far a model has come.
+type State string
+
+// The states. Only in Ready is the model visible to pods.
+const (
+	Pending  State = "Pending"  // waiting for its turn or for room
+	Pulling  State = "Pulling"  // bytes are coming in
+	Ready    State = "Ready"    // complete, verified, visible
+	Failed   State = "Failed"   // see Reason; tried again when that can help
+	Removing State = "Removing" // its directory is going away
+)
+
+// Status is one model on this node.
+type Status struct {
+	Name     string    `json:"name"`
+	Source   string    `json:"source"`
+	State    State     `json:"state"`
+	Reason   string    `json:"reason,omitempty"`  // bounded code: NotFound, Forbidden, WrongDigest, NoSpace, …
+	Message  string    `json:"message,omitempty"` // for people, without secrets
+	Revision string    `json:"revision,omitempty"`
+	Path     string    `json:"path,omitempty"` // of the visible directory, only when Ready
+	Size     int64     `json:"size"`           // bytes, 0 until resolved
+	Done     int64     `json:"done"`           // bytes on disk
+	Files    int       `json:"files"`
+	Pinned   bool      `json:"pinned"`
+	Wanted   bool      `json:"wanted"` // by the config, not only by a command
+	LastUse  time.Time `json:"lastUse,omitzero"`
+	RetryAt  time.Time `json:"retryAt,omitzero"`
+}
+
+// Inventory is what the cache holds at one moment. Immutable.
+type Inventory struct {
+	Time     time.Time `json:"time"`
+	Root     string    `json:"root"`
+	Models   []Status  `json:"models"`   // sorted by name
+	Limit    int64     `json:"limit"`    // bytes that the cache may take
+	Used     int64     `json:"used"`     // bytes on disk, partial files included
+	Reserved int64     `json:"reserved"` // bytes promised to downloads and not yet written
+
+	// Counters since the agent started.
+	Fetched  int64            `json:"fetched"`            // bytes from origins
+	Evicted  int64            `json:"evicted"`            // models
+	Failures map[string]int64 `json:"failures,omitempty"` // by Reason
+}
+
+// Model returns the status of the named model, or nil.
+func (inv *Inventory) Model(name string) *Status {
+	if inv == nil {
+		return nil
+	}
+	for i := range inv.Models {
+		if inv.Models[i].Name == name {
+			return &inv.Models[i]
+		}
+	}
+	return nil
+}
