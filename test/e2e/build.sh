@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-kubernetes=$(sed -n 's/^require k8s.io\/kubernetes v//p' kubernetes/go.mod)
+kubernetes=$(sed -nE 's/^(require)?[[:space:]]*k8s\.io\/kubernetes v([^ ]+).*/\2/p' kubernetes/go.mod)
 key=$({ cat kubernetes/go.mod kubernetes/go.sum containerd/go.mod containerd/go.sum \
 	versitygw/go.mod versitygw/go.sum build.sh; go version; } | sha256sum | cut -c1-12)
 out=${GPU_AGENT_E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpu-agent-e2e}/$kubernetes-$key
