@@ -56,6 +56,7 @@ func TestAKeepTaskIsStartedAgainWithBackoffAndLeavesTheOthersAlone(t *testing.T)
 		require.True(t, g.Status()["plugin"].Up)
 
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		require.Equal(t, []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second}, starts)
 		require.True(t, g.Status()["cache"].Up)
 
