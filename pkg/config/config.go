@@ -1,0 +1,285 @@
+// Package config turns one YAML file into finished values: every default is filled in, every unit is
+// parsed, and whatever is wrong is said with its line and path. reference.yaml documents every key.
+package config
+
+import (
+	_ "embed"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+// Reference is the documented configuration with every key at its default.
+//
+//go:embed reference.yaml
+var Reference []byte
+
+// Config is the whole configuration. Its keys are those of reference.yaml, where each is explained.
+type Config struct {
+	NodeName     string       `yaml:"nodeName"`
+	Log          Log          `yaml:"log"`
+	NVML         NVML         `yaml:"nvml"`
+	DevicePlugin DevicePlugin `yaml:"devicePlugin"`
+	Exporter     Exporter     `yaml:"exporter"`
+	HTTP         HTTP         `yaml:"http"`
+	Labels       Labels       `yaml:"labels"`
+	PodResources PodResources `yaml:"podResources"`
+	Cache        Cache        `yaml:"cache"`
+}
+
+// Log is how the agent logs.
+type Log struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+// NVML is how the driver is read.
+type NVML struct {
+	Library  string     `yaml:"library"`
+	Interval Duration   `yaml:"interval"`
+	Deadline Duration   `yaml:"deadline"`
+	Simulate Simulation `yaml:"simulate"`
+}
+
+// Simulation is a set of made-up GPUs; the zero value means that there are none.
+type Simulation struct {
+	GPU   string `yaml:"gpu"`
+	Count int    `yaml:"count"`
+}
+
+// DevicePlugin is what the kubelet is offered.
+type DevicePlugin struct {
+	Enabled         bool     `yaml:"enabled"`
+	Resource        string   `yaml:"resource"`
+	Strategies      []string `yaml:"strategies"`
+	IDStrategy      string   `yaml:"idStrategy"`
+	PassDeviceSpecs bool     `yaml:"passDeviceSpecs"`
+	CDIKind         string   `yaml:"cdiKind"`
+	KubeletDir      string   `yaml:"kubeletDir"`
+}
+
+// Policy is the part of the device plugin's configuration that decides what is offered.
+func (d DevicePlugin) Policy() resource.Config {
+	return resource.Config{
+		Resource: d.Resource, Strategies: d.Strategies, IDStrategy: d.IDStrategy,
+		PassDeviceSpecs: d.PassDeviceSpecs, CDIKind: d.CDIKind, DevRoot: "/dev",
+		Exists: func(path string) bool { _, err := os.Stat(path); return err == nil },
+	}
+}
+
+// Exporter is what /metrics shows.
+type Exporter struct {
+	Schemas []string `yaml:"schemas"`
+	XIDHold Duration `yaml:"xidHold"`
+}
+
+// HTTP is where the agent listens.
+type HTTP struct {
+	Listen        string `yaml:"listen"`
+	WebConfigFile string `yaml:"webConfigFile"`
+	Socket        string `yaml:"socket"`
+}
+
+// Labels is where the node's labels go: Sink is node, file or none.
+type Labels struct {
+	Sink       string `yaml:"sink"`
+	File       string `yaml:"file"`
+	Kubeconfig string `yaml:"kubeconfig"`
+}
+
+// PodResources is where the kubelet says which pod holds which GPU.
+type PodResources struct {
+	Enabled  bool     `yaml:"enabled"`
+	Socket   string   `yaml:"socket"`
+	Interval Duration `yaml:"interval"`
+}
+
+// Cache is the model cache.
+type Cache struct {
+	Enabled bool    `yaml:"enabled"`
+	Root    string  `yaml:"root"`
+	Limit   Bytes   `yaml:"limit"` // 0: a share of the filesystem
+	Streams int     `yaml:"streams"`
+	Models  []Model `yaml:"models"`
+	Sources Sources `yaml:"sources"`
+}
+
+// Model is one model that the node should hold.
+type Model struct {
+	Name   string    `yaml:"name"`
+	Source SourceURL `yaml:"source"`
+	Pinned bool      `yaml:"pinned"`
+}
+
+// Specs are the models as the cache wants them.
+func (c Cache) Specs() []model.Spec {
+	specs := make([]model.Spec, 0, len(c.Models))
+	for _, m := range c.Models {
+		specs = append(specs, model.Spec{Name: m.Name, Source: m.Source.Ref, Pinned: m.Pinned})
+	}
+	return specs
+}
+
+// Sources are the origins' settings, by kind.
+type Sources struct {
+	HTTP SourceHTTP `yaml:"http"`
+	S3   SourceS3   `yaml:"s3"`
+}
+
+// SourceHTTP is for https:// origins.
+type SourceHTTP struct {
+	CAFile     string   `yaml:"caFile"`
+	TokenFile  string   `yaml:"tokenFile"`
+	TokenHosts []string `yaml:"tokenHosts"`
+	AllowPlain bool     `yaml:"allowPlain"`
+}
+
+// SourceS3 is for s3:// origins.
+type SourceS3 struct {
+	Endpoint        string `yaml:"endpoint"`
+	Region          string `yaml:"region"`
+	PathStyle       bool   `yaml:"pathStyle"`
+	Anonymous       bool   `yaml:"anonymous"`
+	CredentialsFile string `yaml:"credentialsFile"`
+	CAFile          string `yaml:"caFile"`
+}
+
+// Default is the configuration without a file.
+func Default() Config {
+	return Config{
+		Log:  Log{Level: "info", Format: "text"},
+		NVML: NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second)},
+		DevicePlugin: DevicePlugin{
+			Enabled: true, Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
+			CDIKind: "nvidia.com/gpu", KubeletDir: "/var/lib/kubelet/device-plugins",
+		},
+		Exporter:     Exporter{Schemas: []string{"dcgm", "native"}, XIDHold: Duration(time.Hour)},
+		HTTP:         HTTP{Listen: ":9400", Socket: "/run/gpu-agent/agent.sock"},
+		Labels:       Labels{Sink: "node"},
+		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
+		Cache: Cache{
+			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Models: []Model{},
+			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}},
+		},
+	}
+}
+
+// Load reads and checks the file at path; "" is the configuration without a file.
+func Load(path string) (Config, error) {
+	if path == "" {
+		c := Default()
+		return c, c.finish()
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read config: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse checks the content of a file. The error is an Errors with everything that is wrong;
+// name stands before each line.
+func Parse(name string, data []byte) (Config, error) {
+	c := Default()
+	f, err := decode(name, data, &c)
+	if err != nil {
+		return Config{}, err
+	}
+	c.check(f)
+	if err := f.err(); err != nil {
+		return Config{}, err
+	}
+	return c, c.finish()
+}
+
+// finish fills in what comes from the host.
+func (c *Config) finish() error {
+	if c.NodeName == "" {
+		c.NodeName = os.Getenv("NODE_NAME")
+	}
+	if c.NodeName != "" {
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("nodeName is not set and the host name cannot be read: %w", err)
+	}
+	c.NodeName = strings.ToLower(host)
+	return nil
+}
+
+// check says what is wrong with values that parsed.
+func (c *Config) check(f *file) {
+	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	f.oneOf("log.format", c.Log.Format, "text", "json")
+	f.atLeast("nvml.interval", c.NVML.Interval, 100*time.Millisecond)
+	f.atLeast("nvml.deadline", c.NVML.Deadline, 100*time.Millisecond)
+	if s := c.NVML.Simulate; s != (Simulation{}) {
+		f.oneOf("nvml.simulate.gpu", s.GPU, "A100", "H100", "H200", "B200", "L40S", "T4")
+		if s.Count < 1 || s.Count > 16 {
+			f.wrong("nvml.simulate.count", "want 1 to 16, got %d", s.Count)
+		}
+	}
+	c.checkPlugin(f)
+	if len(c.Exporter.Schemas) == 0 {
+		f.wrong("exporter.schemas", "want dcgm, native or both, got none")
+	}
+	for i, s := range c.Exporter.Schemas {
+		f.oneOf(fmt.Sprintf("exporter.schemas[%d]", i), s, "dcgm", "native")
+	}
+	f.atLeast("exporter.xidHold", c.Exporter.XIDHold, 0)
+	f.oneOf("labels.sink", c.Labels.Sink, "node", "file", "none")
+	if (c.Labels.Sink == "file") != (c.Labels.File != "") {
+		f.wrong("labels.file", "want a path when labels.sink is file, and none otherwise")
+	}
+	f.atLeast("podResources.interval", c.PodResources.Interval, 100*time.Millisecond)
+	c.Cache.check(f)
+}
+
+func (c *Config) checkPlugin(f *file) {
+	if _, err := resource.NewPolicy(c.DevicePlugin.Policy()); err != nil {
+		f.wrong("devicePlugin", "%v", err)
+	}
+	f.absolute("devicePlugin.kubeletDir", c.DevicePlugin.KubeletDir)
+}
+
+// schemes are the sources that there are.
+var schemes = []string{"https", "http", "s3"}
+
+func (c *Cache) check(f *file) {
+	f.absolute("cache.root", c.Root)
+	if c.Streams < 1 || c.Streams > 256 {
+		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)
+	}
+	if len(c.Sources.HTTP.TokenHosts) > 0 != (c.Sources.HTTP.TokenFile != "") {
+		f.wrong("cache.sources.http.tokenFile", "want tokenFile and tokenHosts together: a token goes only to named hosts")
+	}
+	seen := map[string]int{}
+	for i, m := range c.Models {
+		at := fmt.Sprintf("cache.models[%d]", i)
+		if err := model.CheckName(m.Name); err != nil {
+			f.wrong(at+".name", "%v", err)
+		}
+		if first, dup := seen[m.Name]; dup {
+			f.wrong(at+".name", "%q is also the name of cache.models[%d]: names must differ", m.Name, first)
+		} else {
+			seen[m.Name] = i
+		}
+		if m.Source.Ref == (model.Ref{}) {
+			f.wrong(at+".source", "want a URL such as s3://bucket/prefix")
+			continue
+		}
+		f.oneOf(at+".source", m.Source.Scheme, schemes...)
+	}
+}
+
+func (f *file) absolute(path, value string) {
+	if !filepath.IsAbs(value) {
+		f.wrong(path, "want an absolute path, got %q", value)
+	}
+}

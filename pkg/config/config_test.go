@@ -1,0 +1,102 @@
+package config_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/config"
+)
+
+const head = "apiVersion: gpu-agent.dev/v1alpha1\nkind: Config\n"
+
+func TestTheReferenceIsTheDefault(t *testing.T) {
+	t.Setenv("NODE_NAME", "node-1")
+	want, err := config.Load("")
+	require.NoError(t, err)
+	require.Equal(t, "node-1", want.NodeName)
+
+	got, err := config.Parse("reference.yaml", config.Reference)
+	require.NoError(t, err)
+	got.DevicePlugin.Strategies = append([]string(nil), got.DevicePlugin.Strategies...)
+	require.Equal(t, want, got)
+
+	got, err = config.Parse("two-lines.yaml", []byte(head))
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+}
+
+func TestValuesAreFinished(t *testing.T) {
+	c, err := config.Parse("c.yaml", []byte(head+`
+nodeName: n
+nvml: {interval: 1s, simulate: {gpu: H100, count: 8}}
+cache:
+  limit: 500Gi
+  models:
+  - {name: a, source: "s3://bucket/prefix", pinned: true}
+  - {name: b, source: "https://host/b.bin#sha256=`+strings.Repeat("ab", 32)+`"}
+`))
+	require.NoError(t, err)
+	require.Equal(t, time.Second, time.Duration(c.NVML.Interval))
+	require.EqualValues(t, 500<<30, c.Cache.Limit)
+	specs := c.Cache.Specs()
+	require.Len(t, specs, 2)
+	require.Equal(t, "s3://bucket/prefix", specs[0].Source.String())
+	require.True(t, specs[0].Pinned)
+	require.EqualValues(t, strings.Repeat("ab", 32), specs[1].Source.Digest)
+}
+
+func TestBadInputIsOneClearLineEach(t *testing.T) {
+	for name, tc := range map[string]struct{ in, want string }{
+		"empty":            {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},
+		"not yaml":         {"a: [", "c.yaml: yaml: line 1: did not find expected node content"},
+		"no kind":          {"apiVersion: gpu-agent.dev/v1alpha1\n", `c.yaml: kind: want Config, got ""`},
+		"other version":    {"apiVersion: v2\nkind: Config\n", `c.yaml:1: apiVersion: want gpu-agent.dev/v1alpha1, got "v2"`},
+		"unknown key":      {head + "nvml:\n  libary: x\n", "c.yaml:4: nvml.libary: unknown key: see the reference for those that there are"},
+		"unknown section":  {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
+		"wrong type":       {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got str `many`"},
+		"section as text":  {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got str `yes please`"},
+		"list as text":     {head + "exporter:\n  schemas: dcgm\n", "c.yaml:4: exporter.schemas: want a list, got str `dcgm`"},
+		"duplicate key":    {head + "log: {level: info}\nlog: {level: debug}\n", "c.yaml:4: log: given twice, first on line 3"},
+		"unit":             {head + "nvml:\n  interval: 10\n", `c.yaml:4: nvml.interval: want a duration such as 10s, 5m or 1h, got "10"`},
+		"size":             {head + "cache: {limit: 5XB}\n", `c.yaml:3: cache.limit: want a size such as 500Gi or 2T, got "5XB"`},
+		"negative size":    {head + "cache: {limit: -5}\n", `c.yaml:3: cache.limit: want a size above 0 and below 8Ei, got "-5"`},
+		"gpu":              {head + "nvml:\n  simulate:\n    gpu: V100\n    count: 1\n", `c.yaml:5: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got "V100"`},
+		"count":            {head + "nvml:\n  simulate:\n    gpu: H100\n    count: 17\n", "c.yaml:6: nvml.simulate.count: want 1 to 16, got 17"},
+		"file sink":        {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
+		"relative root":    {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
+		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, got "ftp"`},
+		"credentials":      {head + "cache:\n  models:\n  - name: a\n    source: https://user:secret@h/f\n", "c.yaml:6: cache.models[0].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
+		"model name":       {head + "cache:\n  models:\n  - name: Org/Model\n    source: s3://b/p\n", `c.yaml:5: cache.models[0].name: model name "Org/Model": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
+		"two of one name":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n", `c.yaml:6: cache.models[1].name: "a" is also the name of cache.models[0]: names must differ`},
+		"token everywhere": {head + "cache: {sources: {http: {tokenFile: /t}}}\n", "c.yaml:3: cache.sources.http.tokenFile: want tokenFile and tokenHosts together: a token goes only to named hosts"},
+		"two documents":    {head + "---\n" + head, "c.yaml: holds more than one YAML document: want one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := config.Parse("c.yaml", []byte(tc.in))
+			require.EqualError(t, err, tc.want)
+		})
+	}
+}
+
+func TestEveryErrorIsSaidInTheOrderOfTheFile(t *testing.T) {
+	_, err := config.Parse("c.yaml", []byte(head+"nvml:\n  interval: soon\n  libary: x\ncache:\n  limit: big\n"))
+	require.EqualError(t, err, strings.Join([]string{
+		`c.yaml:4: nvml.interval: want a duration such as 10s, 5m or 1h, got "soon"`,
+		`c.yaml:5: nvml.libary: unknown key: see the reference for those that there are`,
+		`c.yaml:7: cache.limit: want a size such as 500Gi or 2T, got "big"`,
+	}, "\n"))
+}
+
+func FuzzParseNeverPanics(f *testing.F) {
+	f.Add([]byte(config.Reference))
+	f.Add([]byte("a: &a [*a]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		_, err := config.Parse("f.yaml", data)
+		if err != nil {
+			require.NotEmpty(t, err.Error())
+		}
+	})
+}

@@ -1,0 +1,84 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Duration is a time.Duration written as 10s, 5m or 1h30m.
+type Duration time.Duration
+
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
+	parsed, err := time.ParseDuration(n.Value)
+	if err != nil || n.Kind != yaml.ScalarNode {
+		return bad(n, "want a duration such as 10s, 5m or 1h, got %q", n.Value)
+	}
+	*d = Duration(parsed)
+	return nil
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (d Duration) MarshalYAML() (any, error) { return d.String(), nil }
+
+// Bytes is a size, written as a number of bytes or as Kubernetes writes quantities: 500Gi, 2T.
+type Bytes int64
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode && n.Value == "" {
+		*b = 0
+		return nil
+	}
+	q, err := resource.ParseQuantity(n.Value)
+	if err != nil || n.Kind != yaml.ScalarNode {
+		return bad(n, "want a size such as 500Gi or 2T, got %q", n.Value)
+	}
+	if q.Sign() <= 0 || q.Value() == math.MaxInt64 {
+		return bad(n, "want a size above 0 and below 8Ei, got %q", n.Value)
+	}
+	*b = Bytes(q.Value())
+	return nil
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (b Bytes) MarshalYAML() (any, error) {
+	if b == 0 {
+		return "", nil
+	}
+	return resource.NewQuantity(int64(b), resource.BinarySI).String(), nil
+}
+
+// SourceURL is a model's reference.
+type SourceURL struct{ model.Ref }
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (s *SourceURL) UnmarshalYAML(n *yaml.Node) error {
+	ref, err := model.ParseRef(n.Value)
+	if err != nil {
+		return bad(n, "%v", err)
+	}
+	s.Ref = ref
+	return nil
+}
+
+// MarshalYAML implements yaml.Marshaler. A query may hold a signature and is not shown.
+func (s SourceURL) MarshalYAML() (any, error) {
+	if s.Digest != "" {
+		return s.String() + "#sha256=" + string(s.Digest), nil
+	}
+	return s.String(), nil
+}
+
+// bad is an error that the decoder collects with the others instead of stopping at it.
+func bad(n *yaml.Node, format string, args ...any) error {
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %s", n.Line, fmt.Sprintf(format, args...))}}
+}
