@@ -3,6 +3,7 @@ package model
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Error is a failure of an origin or of a model's content that a person can act on.
@@ -11,6 +12,8 @@ type Error struct {
 	Text   string // what, where and what to do; no secrets
 	Final  bool   // trying again cannot help until somebody changes something
 	Err    error  // the cause, if any
+	// RetryAfter is how long the origin asked to be left alone; 0 where it did not say.
+	RetryAfter time.Duration
 }
 
 func (e *Error) Error() string {
