@@ -32,7 +32,7 @@ type candidate struct {
 // there are fewer, and all of required even where that is more.
 func (p Policy) Prefer(s *gpu.Snapshot, available, required []ID, n int) []ID {
 	all := candidates(s, available, required)
-	picked := make([]ID, 0, max(n, len(required)))
+	picked := make([]ID, 0, len(all))
 	nodes := map[int]bool{} // NUMA nodes already used
 	take := func(cs []candidate) {
 		for _, c := range cs {

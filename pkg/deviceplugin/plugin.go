@@ -1,0 +1,236 @@
+// Package deviceplugin shows the node's GPUs to the kubelet by the device plugin API v1beta1.
+//
+// One loop compares what should be registered with what is, and mends the difference: there is no
+// event whose loss would leave the node without GPUs. Each registration has its own server and a
+// socket name never used before, because a kubelet that still holds a connection to a name refuses
+// it ("device plugin already connected") and may do so until it restarts. Lists are sent from the
+// newest snapshot to whoever asks; on the way out nothing is sent, since an empty list would take
+// the devices from another instance that has already taken over (DaemonSet with maxSurge).
+//
+// Not survived: the plugin folder itself replaced by another while it is mounted into our container.
+// The mount then shows the old folder for good, and only a restart of the pod sees the new one.
+package deviceplugin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+// Config is where the kubelet is. The zero value is its default place.
+type Config struct {
+	Dir string       // the kubelet's plugin folder; default /var/lib/kubelet/device-plugins
+	Log *slog.Logger // nil discards
+}
+
+// Snapshots is where the newest snapshot comes from. The channel is closed once a newer one is there.
+type Snapshots interface {
+	Watch() (*gpu.Snapshot, <-chan struct{})
+}
+
+// Status is how the plugin stands with the kubelet.
+type Status struct {
+	Registered bool  // every resource ever offered is registered; false before the first
+	Err        error // why not, for people; nil when registered
+	Endpoints  []Endpoint
+	// Since the start; they never decrease.
+	Registrations uint64
+	Allocations   uint64 // containers answered by Allocate
+}
+
+// An Endpoint is one registration of one resource.
+type Endpoint struct {
+	Resource string
+	Socket   string // path
+	Since    time.Time
+}
+
+// Plugin is the device plugin. Status is safe for concurrent use; Run is called once.
+type Plugin struct {
+	cfg       Config
+	policy    resource.Policy
+	snapshots Snapshots
+
+	ended       chan struct{} // a stream or a server ended; holds one, more say no more
+	allocations atomic.Uint64
+
+	mu     sync.Mutex
+	status Status // guarded by mu, but for Allocations
+
+	// Owned by Run.
+	known         []string // resources ever offered, sorted
+	endpoints     map[string]*endpoint
+	pace          pace
+	registrations uint64
+}
+
+// New builds a plugin that does nothing until Run.
+func New(cfg Config, policy resource.Policy, snapshots Snapshots) *Plugin {
+	cfg.Dir = cmp.Or(cfg.Dir, "/var/lib/kubelet/device-plugins")
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Plugin{
+		cfg: cfg, policy: policy, snapshots: snapshots,
+		ended:     make(chan struct{}, 1),
+		endpoints: map[string]*endpoint{},
+		status:    Status{Err: errNoDevices},
+	}
+}
+
+var errNoDevices = errors.New("no GPU known yet")
+
+// Status is the present state.
+func (p *Plugin) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.status
+	s.Allocations = p.allocations.Load()
+	return s
+}
+
+// Run keeps the plugin registered until ctx is done, and then returns nil, with its sockets removed.
+// Nothing that the kubelet or the node does is an error: it waits, and Status says for what.
+func (p *Plugin) Run(ctx context.Context) error {
+	folder := openFolder(p.cfg.Dir, p.cfg.Log)
+	defer folder.close()
+	defer func() {
+		for name := range p.endpoints {
+			p.drop(name)
+		}
+	}()
+	for {
+		snapshot, changed := p.snapshots.Watch()
+		err := p.reconcile(ctx, snapshot, folder)
+		if ctx.Err() != nil {
+			return nil
+		}
+		p.report(err)
+
+		again := time.NewTimer(p.pace.next(time.Now(), folder.watched()))
+		select {
+		case <-ctx.Done():
+			again.Stop()
+			return nil
+		case <-changed:
+		case <-folder.events():
+		case <-folder.errors():
+		case <-p.ended:
+		case <-again.C:
+		}
+		again.Stop()
+	}
+}
+
+// reconcile makes one attempt to have every known resource registered; its error says what is missing.
+func (p *Plugin) reconcile(ctx context.Context, s *gpu.Snapshot, folder *folder) error {
+	p.learn(s)
+	if len(p.known) == 0 {
+		return waitingForGPUs(s)
+	}
+	if err := folder.look(); err != nil {
+		return err
+	}
+	kubelet := fileAt(p.kubeletSocket())
+	for name, e := range p.endpoints {
+		if why := e.fault(kubelet, time.Now()); why != nil {
+			p.cfg.Log.Info("registration ended", "resource", name, "socket", e.socket, "why", why)
+			p.pace.ended(e.since, time.Now(), why)
+			p.drop(name)
+		}
+	}
+	if len(p.endpoints) == len(p.known) {
+		return nil
+	}
+	if kubelet == nil {
+		return fmt.Errorf("kubelet is not there: no %s", p.kubeletSocket())
+	}
+	if err := p.pace.allows(kubelet, time.Now()); err != nil {
+		return err
+	}
+	sweep(p.cfg.Dir, p.sockets(), p.cfg.Log)
+	var errs []error
+	for _, name := range p.known {
+		if p.endpoints[name] != nil {
+			continue
+		}
+		e, err := p.register(ctx, name, kubelet)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("register %s: %w", name, err))
+			continue
+		}
+		p.endpoints[name] = e
+	}
+	err := errors.Join(errs...)
+	p.pace.attempted(kubelet, time.Now(), err)
+	return err
+}
+
+// learn adds what is offered to what is registered. Nothing is announced before a driver was there,
+// and what was announced once stays registered: what became of it is said on its streams.
+func (p *Plugin) learn(s *gpu.Snapshot) {
+	if s == nil || !s.Driver.Loaded {
+		return
+	}
+	for _, o := range p.policy.Offers(s) {
+		if i, found := slices.BinarySearch(p.known, o.Resource); !found {
+			p.known = slices.Insert(p.known, i, o.Resource)
+		}
+	}
+}
+
+func waitingForGPUs(s *gpu.Snapshot) error {
+	if s != nil && !s.Driver.Loaded && s.Driver.Error != "" {
+		return fmt.Errorf("%w: driver not loaded: %s", errNoDevices, s.Driver.Error)
+	}
+	return errNoDevices
+}
+
+// drop closes one registration. Its counterpart in the kubelet sees the connection end.
+func (p *Plugin) drop(name string) {
+	e := p.endpoints[name]
+	delete(p.endpoints, name)
+	e.close()
+}
+
+func (p *Plugin) sockets() []string {
+	var paths []string
+	for _, e := range p.endpoints {
+		paths = append(paths, e.socket)
+	}
+	return paths
+}
+
+// report publishes the outcome of one round and logs it when it differs from the one before.
+func (p *Plugin) report(err error) {
+	now := Status{Registered: err == nil, Err: err, Registrations: p.registrations}
+	for _, name := range slices.Sorted(maps.Keys(p.endpoints)) {
+		e := p.endpoints[name]
+		now.Endpoints = append(now.Endpoints, Endpoint{Resource: name, Socket: e.socket, Since: e.since})
+	}
+	p.mu.Lock()
+	before := p.status.Err
+	p.status = now
+	p.mu.Unlock()
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		p.cfg.Log.Warn("not registered with the kubelet", "err", err)
+	}
+}
+
+// wake makes Run look again. It never blocks.
+func (p *Plugin) wake() {
+	select {
+	case p.ended <- struct{}{}:
+	default:
+	}
+}
