@@ -1,0 +1,64 @@
+package exporter
+
+import "github.com/gpu-agent/gpu-agent/pkg/model"
+
+// cacheFamilies are about the model cache, in every schema. Their model label is bounded by what fits
+// on the node's disk.
+func cacheFamilies() []family[*node] {
+	return []family[*node]{
+		{name: "model_cache_limit_bytes", kind: gauge, unit: "bytes", help: "Bytes that the cache may take.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Limit)) })},
+		{name: "model_cache_used_bytes", kind: gauge, unit: "bytes", help: "Bytes on disk, partial files included.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Used)) })},
+		{name: "model_cache_reserved_bytes", kind: gauge, unit: "bytes", help: "Bytes promised to downloads and not yet written.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Reserved)) })},
+		{name: "model_cache_models", kind: gauge, unit: "1", labels: []string{"state"}, help: "Models by how far they have come.", read: cache(modelsByState)},
+		{name: "model_cache_model_ready", kind: gauge, unit: "0 or 1", labels: []string{"model"}, help: "1 if the model is complete, verified and visible to pods.",
+			read: models(func(m model.Status, to emit) { to(oneIf(m.State == model.Ready), m.Name) })},
+		{name: "model_cache_model_bytes", kind: gauge, unit: "bytes", labels: []string{"model"}, help: "Bytes of the model on disk.",
+			read: models(func(m model.Status, to emit) { to(float64(m.Done), m.Name) })},
+		{name: "model_cache_model_size_bytes", kind: gauge, unit: "bytes", labels: []string{"model"}, help: "Bytes of the complete model. Absent until its origin has told.",
+			read: models(func(m model.Status, to emit) {
+				if m.Size > 0 {
+					to(float64(m.Size), m.Name)
+				}
+			})},
+		{name: "model_cache_fetched_bytes_total", kind: counter, unit: "bytes", help: "Bytes from origins since the agent started.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Fetched)) })},
+		{name: "model_cache_evictions_total", kind: counter, unit: "1", help: "Models removed to make room since the agent started.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Evicted)) })},
+		{name: "model_cache_failures_total", kind: counter, unit: "1", labels: []string{"reason"}, help: "Failures to bring a model in since the agent started.",
+			read: cache(func(inv *model.Inventory, to emit) {
+				for reason, count := range inv.Failures {
+					to(float64(count), reason)
+				}
+			})},
+	}
+}
+
+func cache(of func(*model.Inventory, emit)) read[*node] {
+	return func(n *node, to emit) {
+		if n.inventory != nil {
+			of(n.inventory, to)
+		}
+	}
+}
+
+func models(of func(model.Status, emit)) read[*node] {
+	return cache(func(inv *model.Inventory, to emit) {
+		for _, m := range inv.Models {
+			of(m, to)
+		}
+	})
+}
+
+// modelsByState shows every state, those with no model too, so that a sum and an alert on 0 work.
+func modelsByState(inv *model.Inventory, to emit) {
+	count := map[model.State]int{model.Pending: 0, model.Pulling: 0, model.Ready: 0, model.Failed: 0, model.Removing: 0}
+	for _, m := range inv.Models {
+		count[m.State]++
+	}
+	for state, n := range count {
+		to(float64(n), string(state))
+	}
+}
