@@ -1,0 +1,215 @@
+package labels_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/internal/watch"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu/gputest"
+	"github.com/gpu-agent/gpu-agent/pkg/labels"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+// fakeSink records what is applied. Its fields are read only after synctest.Wait.
+type fakeSink struct {
+	err   error
+	tried int
+	sets  []map[string]string
+}
+
+func (f *fakeSink) Apply(_ context.Context, l map[string]string) error {
+	f.tried++
+	if f.err != nil {
+		return f.err
+	}
+	f.sets = append(f.sets, maps.Clone(l))
+	return nil
+}
+
+func (f *fakeSink) last() map[string]string { return f.sets[len(f.sets)-1] }
+
+type world struct {
+	gpus   watch.Value[*gpu.Snapshot]
+	models watch.Value[*model.Inventory]
+	sink   fakeSink
+	log    bytes.Buffer
+	told   []map[string]string
+}
+
+// inWorld runs test while Run does, in a bubble of fake time.
+func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{}
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg := labels.Config{
+			Machine: "DGX H100", Log: slog.New(slog.NewTextHandler(&w.log, nil)),
+			Applied: func(l map[string]string) { w.told = append(w.told, l) },
+		}
+		done := make(chan error, 1)
+		go func() {
+			done <- labels.Run(ctx, cfg, &w.gpus, &w.models, func(*gpu.Snapshot) []resource.Offer { return nil }, &w.sink)
+		}()
+		synctest.Wait()
+		test(t, w)
+		before := len(w.sink.sets)
+		cancel()
+		require.NoError(t, <-done)
+		require.Len(t, w.sink.sets, before, "labels stay when the agent stops")
+	})
+}
+
+func (w *world) set(s *gpu.Snapshot) {
+	w.gpus.Set(s)
+	synctest.Wait()
+}
+
+func TestNothingIsAppliedBeforeTheFirstDriver(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.models.Set(&model.Inventory{})
+		w.set(&gpu.Snapshot{Driver: gpu.Driver{Error: "libnvidia-ml.so.1 not found"}})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Zero(t, w.sink.tried)
+		require.Equal(t, 1, strings.Count(w.log.String(), "until a driver is loaded"))
+		w.set(gputest.Node(8))
+		require.Len(t, w.sink.sets, 1)
+		require.Equal(t, "8", w.sink.last()["nvidia.com/gpu.count"])
+		require.Equal(t, "DGX-H100", w.sink.last()["nvidia.com/gpu.machine"])
+	})
+}
+
+func TestOnlyAChangeIsApplied(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.set(gputest.Node(8))
+		for range 20 { // readings change, labels do not
+			s := gputest.Node(8)
+			s.Time = time.Now()
+			w.set(s)
+		}
+		require.Len(t, w.sink.sets, 1)
+		w.set(gputest.Sick(gputest.Node(8), 2, gpu.XID))
+		require.Len(t, w.sink.sets, 2)
+		require.Equal(t, "7", w.sink.last()["gpu-agent.dev/gpu.healthy"])
+		require.Contains(t, w.log.String(), "changed=[gpu-agent.dev/gpu.healthy]")
+		require.Equal(t, w.sink.sets, w.told)
+	})
+}
+
+func TestTheResyncHealsDeletionsByHand(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.set(gputest.Node(8))
+		time.Sleep(5*time.Minute - time.Second)
+		synctest.Wait()
+		require.Len(t, w.sink.sets, 1)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		require.Len(t, w.sink.sets, 2)
+		require.Equal(t, w.sink.sets[0], w.sink.sets[1])
+		require.Equal(t, 1, strings.Count(w.log.String(), "labels applied"))
+	})
+}
+
+func TestAFailedApplyIsTriedAgainEverMoreSlowly(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.sink.err = errors.New("no route to host")
+		w.set(gputest.Node(8))
+		for range 100 { // a snapshot a second must not defeat the backoff
+			time.Sleep(time.Second)
+			w.set(gputest.Node(8))
+		}
+		require.Equal(t, 7, w.sink.tried, "at 0, 1, 3, 7, 15, 31, 63 s")
+		require.Empty(t, w.told)
+		w.sink.err = nil
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Len(t, w.sink.sets, 1)
+		w.set(gputest.Sick(gputest.Node(8), 2, gpu.XID))
+		require.Len(t, w.sink.sets, 2, "the backoff is over")
+	})
+}
+
+func TestLabelsSurviveTheDriver(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.set(gputest.Node(8))
+		w.set(&gpu.Snapshot{Driver: gpu.Driver{Error: "driver unloaded"}})
+		require.Len(t, w.sink.sets, 2)
+		want := maps.Clone(w.sink.sets[0])
+		want["gpu-agent.dev/gpu.healthy"] = "0"
+		require.Equal(t, want, w.sink.last())
+		w.set(gputest.Node(8))
+		require.Equal(t, w.sink.sets[0], w.sink.last())
+	})
+}
+
+func TestAModelsLabelGoesAndThatIsTold(t *testing.T) {
+	const key = "models.gpu-agent.dev/llama"
+	inWorld(t, func(t *testing.T, w *world) {
+		w.models.Set(&model.Inventory{Models: []model.Status{{Name: "llama", State: model.Ready, Revision: "r"}}})
+		w.set(gputest.Node(1))
+		require.Equal(t, "r", w.sink.last()[key])
+		w.models.Set(&model.Inventory{Models: []model.Status{{Name: "llama", State: model.Removing, Revision: "r"}}})
+		synctest.Wait()
+		require.NotContains(t, w.sink.last(), key)
+		require.NotContains(t, w.told[len(w.told)-1], key)
+	})
+}
+
+func TestRunWithoutACache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var gpus watch.Value[*gpu.Snapshot]
+		gpus.Set(gputest.Node(2))
+		sink := &fakeSink{}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		none := func(*gpu.Snapshot) []resource.Offer { return nil }
+		require.NoError(t, labels.Run(ctx, labels.Config{}, &gpus, nil, none, sink))
+		require.Len(t, sink.sets, 1)
+	})
+}
+
+func TestFileSinkReplacesTheFileWhole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	sink := labels.FileSink{Path: filepath.Join(dir, "gpu-agent")}
+	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "1", "a.io/y": "", "gone": "1"}))
+	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "2", "a.io/y": ""}))
+	got, err := os.ReadFile(sink.Path)
+	require.NoError(t, err)
+	require.Equal(t, "a.io/y=\nb.io/x=2\n", string(got))
+	info, err := os.Stat(sink.Path)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o644), info.Mode().Perm(), "NFD runs as another user")
+
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "taken"), 0o755))
+	err = labels.FileSink{Path: filepath.Join(dir, "taken")}.Apply(t.Context(), nil)
+	require.ErrorContains(t, err, "write labels to "+dir)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, entries, 2, "no temporary file is left")
+
+	require.ErrorIs(t, labels.FileSink{Path: filepath.Join(dir, "none", "f")}.Apply(t.Context(), nil), os.ErrNotExist)
+}
+
+func TestMachine(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "product_name")
+	require.Equal(t, "unknown", labels.Machine(path))
+	require.NoError(t, os.WriteFile(path, []byte(" \n"), 0o600))
+	require.Equal(t, "unknown", labels.Machine(path))
+	require.NoError(t, os.WriteFile(path, []byte("DGXH100\n"), 0o600))
+	require.Equal(t, "DGXH100", labels.Machine(path))
+}
