@@ -167,4 +167,4 @@ func heldXID(xids []gpu.XIDCount, hold time.Duration) uint64 {
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
 
-func decimal[N int | uint64](n N) string { return strconv.FormatUint(uint64(n), 10) }
+func decimal(n uint64) string { return strconv.FormatUint(n, 10) }

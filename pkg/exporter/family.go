@@ -47,8 +47,8 @@ func stat[N float64 | uint64](convert func(float64) float64, field func(*gpu.Sta
 	}
 }
 
-// flag is one yes or no of a GPU as 1 or 0; no sample where it is absent.
-func flag(field func(*gpu.Stats) *bool) read[*device] {
+// truth is one yes or no of a GPU as 1 or 0; no sample where it is absent.
+func truth(field func(*gpu.Stats) *bool) read[*device] {
 	return func(d *device, to emit) {
 		if d.Stats == nil {
 			return
