@@ -18,7 +18,7 @@ Served at ` + "`:9400/metrics`" + `. This page is generated from the tables in `
 What is not known is an absent series, never 0 and never the last value: a GPU that cannot be read loses its readings and
 keeps ` + "`gpu_up 0`" + `, its health and its counts. Alert on ` + "`gpu_up`" + ` and ` + "`gpu_health`" + `.
 
-The GPU families come in two schemas, both by default (` + "`metrics.schemas`" + ` in the config):
+The GPU families come in two schemas, both by default (` + "`exporter.schemas`" + ` in the config):
 
 * **native**: ` + "`gpu_*`" + ` in base units. Labels ` + "`gpu`" + ` (index) and ` + "`uuid`" + `; the rest is on ` + "`gpu_info`" + `, to be joined by ` + "`uuid`" + `.
 * **dcgm**: dcgm-exporter's names, units, types and labels as they were before its 4.9, so that dashboards and alerts work
@@ -72,7 +72,7 @@ func TestDocsAreTheTables(t *testing.T) {
 	b.WriteString(docsHead)
 	page(&b, "GPUs, native", "What is known of the board, readable or not.", boardFamilies(), true)
 	page(&b, "GPU readings, native", "Each is absent where the GPU or its driver does not report it.", readingFamilies(), true)
-	page(&b, "GPUs, dcgm", "`DCGM_FI_DEV_XID_ERRORS` is 0 before the first XID and falls back to 0 when none came for an hour (`metrics.xidHold`); "+
+	page(&b, "GPUs, dcgm", "`DCGM_FI_DEV_XID_ERRORS` is 0 before the first XID and falls back to 0 when none came for an hour (`exporter.xidHold`); "+
 		"`gpu_xid_errors_total` keeps the count. `DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL` is a rate, typed counter as DCGM has it. "+
 		"The `DCGM_FI_PROF_*` ratios are there on Hopper and newer: NVML has no equivalent below.", dcgmFamilies(), false)
 	page(&b, "The agent", "In every schema. `go_*`, `process_*` and `promhttp_*` are beside them.", agentFamilies(), false)
