@@ -1,0 +1,184 @@
+package s3
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Open reads length bytes of f from offset, pinned to f.Version.
+func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, length int64) (io.ReadCloser, error) {
+	if offset < 0 || length < 0 || offset > f.Size-length {
+		return nil, fmt.Errorf("open %s: %d bytes at %d are not within its %d", f.Path, length, offset, f.Size)
+	}
+	in := &s3.GetObjectInput{Bucket: aws.String(ref.Host), Key: aws.String(f.Key)}
+	whole := offset == 0 && length == f.Size
+	if !whole && length == 0 {
+		return http.NoBody, nil // no Range header can ask for nothing
+	}
+	if !whole {
+		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+	}
+	if f.Version != "" {
+		in.IfMatch = aws.String(`"` + f.Version + `"`)
+	}
+	out, err := s.client.GetObject(ctx, in)
+	if err != nil {
+		return nil, s.explain(ctx, ref, "read "+f.Key, err)
+	}
+	if err := checkAnswer(ref, out, f, offset, length, whole); err != nil {
+		out.Body.Close()
+		return nil, err
+	}
+	return out.Body, nil
+}
+
+// checkAnswer lets only an answer pass that is the very range of the very version.
+func checkAnswer(ref model.Ref, out *s3.GetObjectOutput, f model.File, offset, length int64, whole bool) error {
+	at := fmt.Sprintf("%s: object %s", ref, f.Key)
+	if got := bareTag(out.ETag); f.Version != "" && got != f.Version {
+		return &model.Error{Reason: "Changed", Text: fmt.Sprintf("%s: changed since it was resolved (ETag %q, was %q)", at, got, f.Version)}
+	}
+	got := aws.ToString(out.ContentRange)
+	switch want := fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, f.Size); {
+	case !whole && got == "":
+		return &model.Error{Reason: "RangeIgnored",
+			Text: at + ": the store sends the whole object where a range is asked: check what stands between"}
+	case !whole && got != want, whole && got != "":
+		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: want %q, the store answers with %q", at, want, got)}
+	}
+	if out.ContentLength == nil || *out.ContentLength != length {
+		return &model.Error{Reason: "WrongLength",
+			Text: fmt.Sprintf("%s: want %d bytes, the store announces %d", at, length, aws.ToInt64(out.ContentLength))}
+	}
+	return nil
+}
+
+// explain maps an error of the SDK to one that a person can act on; what is what was tried.
+func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%s: %s: %w", ref, what, cause)
+	}
+	if e, ok := errors.AsType[*model.Error](err); ok {
+		return e
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return &model.Error{Reason: "Untrusted", Final: true, Err: err,
+			Text: fmt.Sprintf("%s%s: the server's certificate is not trusted: correct it, or name its CA file in the config", ref, s.where())}
+	}
+	resp, answered := errors.AsType[*smithyhttp.ResponseError](err)
+	status := 0
+	if answered {
+		status = resp.HTTPStatusCode()
+	}
+	code := ""
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		code = api.ErrorCode()
+		err = fmt.Errorf("%s", strings.TrimSuffix(code+": "+api.ErrorMessage(), ": "))
+	} else if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err
+	}
+	e := &model.Error{Text: fmt.Sprintf("%s: %s%s", ref, what, s.where()), Err: err}
+	e.Reason, e.Final = classify(code, status)
+	switch e.Reason {
+	case "Throttled":
+		e.RetryAfter = retryAfter(resp)
+	case "Forbidden":
+		e.Text += ": check the credentials and that they may list and get here"
+	case "WrongRegion":
+		e.Text += ": the bucket is in another region: set the region" + quoted(header(resp, "X-Amz-Bucket-Region"))
+	case "Archived":
+		e.Text += ": the object is in an archive: restore it first"
+	case "ClockSkew":
+		e.Text += ": this node's clock is off: correct it"
+	case "Changed":
+		e.Text += ": changed since it was resolved"
+	}
+	return e
+}
+
+// classify turns S3's error code, or the status of an answer without one, into a reason.
+func classify(code string, status int) (reason string, final bool) {
+	switch code {
+	case "NoSuchBucket", "NoSuchKey", "NotFound", "NoSuchVersion", "InvalidBucketName":
+		return "NotFound", true
+	case "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled",
+		"ExpiredToken", "InvalidToken", "Unauthorized":
+		return "Forbidden", true
+	case "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
+		"MovedPermanently", "TemporaryRedirect":
+		return "WrongRegion", true
+	case "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded":
+		return "Throttled", false
+	case "PreconditionFailed", "InvalidRange":
+		return "Changed", false
+	case "InvalidObjectState":
+		return "Archived", true
+	case "RequestTimeTooSkewed":
+		return "ClockSkew", false
+	}
+	switch {
+	case status == 0:
+		return "Unreachable", false
+	case status == http.StatusNotFound:
+		return "NotFound", true
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return "Forbidden", true
+	case status == http.StatusMovedPermanently, status == http.StatusTemporaryRedirect, status == http.StatusPermanentRedirect:
+		return "WrongRegion", true
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		return "Throttled", false
+	case status == http.StatusPreconditionFailed, status == http.StatusRequestedRangeNotSatisfiable:
+		return "Changed", false
+	case status >= 500, status == http.StatusRequestTimeout:
+		return "Unavailable", false
+	case status >= 400:
+		return "Refused", true
+	}
+	return "WrongAnswer", false
+}
+
+// retryAfter is what the answer says in seconds, as S3 and its kin do; 0 where it does not.
+func retryAfter(resp *smithyhttp.ResponseError) time.Duration {
+	s, err := strconv.ParseUint(header(resp, "Retry-After"), 10, 31)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(s) * time.Second
+}
+
+func header(resp *smithyhttp.ResponseError, name string) string {
+	if resp == nil || resp.Response == nil {
+		return ""
+	}
+	return resp.Response.Header.Get(name)
+}
+
+func quoted(s string) string {
+	if s == "" {
+		return ""
+	}
+	return fmt.Sprintf(" to %q", s)
+}
+
+// where names the endpoint in an error, where it is not AWS.
+func (s *Source) where() string {
+	if s.endpoint == "" {
+		return ""
+	}
+	return " at " + s.endpoint
+}

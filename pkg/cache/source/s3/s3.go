@@ -1,0 +1,200 @@
+// Package s3 reads models from S3 and the stores that speak its protocol.
+//
+// Reads are pinned by ETag (If-Match) and not by version id: reading a version takes a right
+// (s3:GetObjectVersion) that read-only policies seldom give.
+package s3
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Config is one S3 store. The zero value is AWS, with the region and credentials of its default chain.
+type Config struct {
+	Endpoint        string // http(s)://host[:port]; "" for AWS
+	Region          string // "" for what the environment says, or us-east-1 where Endpoint is set
+	PathStyle       bool   // endpoint/bucket/key instead of bucket.endpoint/key
+	Anonymous       bool   // sign nothing: public buckets
+	CredentialsFile string // in the form of ~/.aws/credentials, profile default, read anew each minute; "" for the default chain
+	CAFile          string // PEM certificates to trust beside the system's; "" for those of AWS_CA_BUNDLE
+	UserAgent       string // application id within the SDK's own; "" for gpu-agent
+	Streams         int    // idle connections kept; 0 means 64
+}
+
+// Source reads scheme s3. Safe for concurrent use.
+type Source struct {
+	client   *s3.Client
+	idle     *http.Transport
+	endpoint string // for error texts
+}
+
+// New checks the configuration and the files it names. It opens no connection.
+func New(c Config) (*Source, error) {
+	if err := check(c); err != nil {
+		return nil, fmt.Errorf("s3 source: %w", err)
+	}
+	if c.CAFile == "" {
+		c.CAFile = os.Getenv("AWS_CA_BUNDLE")
+	}
+	trust, err := roots(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("s3 source: %w", err)
+	}
+	if c.Streams <= 0 {
+		c.Streams = 64
+	}
+	if c.UserAgent == "" {
+		c.UserAgent = "gpu-agent"
+	}
+	transport := newTransport(trust, c.Streams)
+	client := &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // signatures stay here
+	}
+	load := []func(*config.LoadOptions) error{
+		config.WithAppID(c.UserAgent),
+	}
+	if c.Region != "" {
+		load = append(load, config.WithRegion(c.Region))
+	}
+	// Reads the environment and the files in ~/.aws; what needs a network is asked at the first request.
+	cfg, err := config.LoadDefaultConfig(context.Background(), load...)
+	if err != nil {
+		return nil, fmt.Errorf("s3 source: %w", err)
+	}
+	switch {
+	case cfg.Region == "" && c.Endpoint == "":
+		return nil, fmt.Errorf("s3 source: no region: name the buckets' region")
+	case cfg.Region == "":
+		cfg.Region = "us-east-1" // most other stores ignore it, and it has to be something
+	}
+	switch {
+	case c.Anonymous:
+		cfg.Credentials = aws.AnonymousCredentials{}
+	case c.CredentialsFile != "":
+		cfg.Credentials = aws.NewCredentialsCache(fromFile(c.CredentialsFile))
+	case cfg.Credentials != nil:
+		cfg.Credentials = explained{cfg.Credentials}
+	}
+	api := s3.NewFromConfig(cfg, func(o *s3.Options) {
+		o.HTTPClient = client
+		if c.Endpoint != "" {
+			o.BaseEndpoint = aws.String(c.Endpoint)
+		}
+		o.UsePathStyle = c.PathStyle
+		o.Retryer = aws.NopRetryer{} // the fetcher retries, and knows what is still wanted
+		// Checksums are the cache's own; those of the SDK cover whole objects, not ranges.
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
+	})
+	return &Source{client: api, idle: transport, endpoint: c.Endpoint}, nil
+}
+
+// CloseIdle closes the connections that are kept for the next request.
+func (s *Source) CloseIdle() { s.idle.CloseIdleConnections() }
+
+func check(c Config) error {
+	if c.Endpoint != "" {
+		u, err := url.Parse(c.Endpoint)
+		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") ||
+			u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+			return fmt.Errorf("endpoint: want http(s)://host or http(s)://host:port and nothing more")
+		}
+	}
+	if c.Anonymous && c.CredentialsFile != "" {
+		return fmt.Errorf("credentials file %s: not used when anonymous: remove one of the two", c.CredentialsFile)
+	}
+	if c.CredentialsFile != "" {
+		if _, err := readCredentials(context.Background(), c.CredentialsFile); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fromFile reads the file again each minute, so that credentials may rotate.
+func fromFile(file string) aws.CredentialsProviderFunc {
+	return func(ctx context.Context) (aws.Credentials, error) {
+		c, err := readCredentials(ctx, file)
+		if err != nil {
+			return c, &model.Error{Reason: "Credentials", Text: "S3 credentials", Err: err}
+		}
+		c.CanExpire, c.Expires = true, time.Now().Add(time.Minute)
+		return c, nil
+	}
+}
+
+func readCredentials(ctx context.Context, file string) (aws.Credentials, error) {
+	if _, err := os.Stat(file); err != nil { // the SDK takes a missing file for an empty one
+		return aws.Credentials{}, fmt.Errorf("credentials file: %w", err)
+	}
+	p, err := config.LoadSharedConfigProfile(ctx, "default", func(o *config.LoadSharedConfigOptions) {
+		o.CredentialsFiles, o.ConfigFiles = []string{file}, []string{}
+	})
+	if err != nil || !p.Credentials.HasKeys() {
+		return aws.Credentials{}, fmt.Errorf("credentials file %s: want a [default] profile with aws_access_key_id and aws_secret_access_key", file)
+	}
+	return p.Credentials, nil
+}
+
+// explained says what to do when the default chain finds nothing.
+type explained struct{ aws.CredentialsProvider }
+
+func (e explained) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	c, err := e.CredentialsProvider.Retrieve(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = &model.Error{Reason: "Credentials", Err: err,
+			Text: "no S3 credentials: name a credentials file in the config, or say that the bucket is anonymous"}
+	}
+	return c, err
+}
+
+// newTransport speaks HTTP/1.1, one connection a range, and has no total timeout: the fetcher watches progress.
+func newTransport(trust *x509.CertPool, streams int) *http.Transport {
+	var only1 http.Protocols
+	only1.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   15 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConns:          streams,
+		MaxIdleConnsPerHost:   streams,
+		DisableCompression:    true,
+		Protocols:             &only1,
+	}
+}
+
+// roots is the system's trust with the certificates of file; nil, the system's, where file is "".
+func roots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("CA file: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("CA file %s: no PEM certificate in it", file)
+	}
+	return pool, nil
+}
