@@ -35,6 +35,9 @@ type Input struct {
 	Machine   string           // DMI product name, see Machine; "" reads as "unknown"
 }
 
+// ModelKey is the key of the label of a model that is ready on the node.
+func ModelKey(name string) string { return modelPrefix + fit(name, maxLength) }
+
 // For is the node's labels. It is a pure function: equal inputs, in whatever order their GPUs and
 // models come, give equal labels. A snapshot without GPUs gives no GPU labels.
 func For(in Input) map[string]string {
@@ -47,7 +50,7 @@ func For(in Input) map[string]string {
 	if in.Inventory != nil {
 		for _, m := range in.Inventory.Models {
 			if m.State == model.Ready {
-				l[modelPrefix+fit(m.Name, maxLength)] = revision12(m.Revision)
+				l[ModelKey(m.Name)] = revision12(m.Revision)
 			}
 		}
 	}
