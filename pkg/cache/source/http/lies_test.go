@@ -1,0 +1,267 @@
+package http_test
+
+import (
+	"fmt"
+	"io"
+	nethttp "net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+const text = "0123456789abcdefghij"
+
+// answer writes a range answer with the given headers, "name: value".
+func answer(status int, body string, headers ...string) nethttp.HandlerFunc {
+	return func(w nethttp.ResponseWriter, _ *nethttp.Request) {
+		for _, h := range headers {
+			k, v, _ := strings.Cut(h, ": ")
+			w.Header().Set(k, v)
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	const tag = `ETag: "v1"`
+	ok := "Content-Range: bytes 5-9/20"
+	for name, c := range map[string]struct {
+		serve  nethttp.HandlerFunc
+		reason string
+		final  bool
+		text   string
+	}{
+		"200 to a range":        {answer(200, text, tag), "RangeIgnored", false, "turn on range requests"},
+		"200 of the right size": {answer(200, "56789", tag), "RangeIgnored", false, ""},
+		"other start":           {answer(206, "45678", tag, "Content-Range: bytes 4-8/20"), "WrongRange", false, `"bytes 4-8/20"`},
+		"other end":             {answer(206, "5678", tag, "Content-Range: bytes 5-8/20"), "WrongRange", false, ""},
+		"other total":           {answer(206, "56789", tag, "Content-Range: bytes 5-9/21"), "Changed", false, "size 21, was 20"},
+		"unknown total":         {answer(206, "56789", tag, "Content-Range: bytes 5-9/*"), "WrongRange", false, ""},
+		"no content range":      {answer(206, "56789", tag), "WrongRange", false, ""},
+		"garbage range":         {answer(206, "56789", tag, "Content-Range: bytes x-y/z"), "WrongRange", false, ""},
+		"too short":             {answer(206, "567", tag, ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
+		"too long":              {answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
+		"gzip unasked":          {answer(206, "56789", tag, ok, "Content-Encoding: gzip"), "Encoded", true, "turn compression off"},
+		"another ETag":          {answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `version "v2", was "v1"`},
+		"no ETag":               {answer(206, "56789", ok), "Changed", false, "version none"},
+		"weak ETag":             {answer(206, "56789", `ETag: W/"v1"`, ok), "Changed", false, ""},
+		"412":                   {answer(412, ""), "Changed", false, ""},
+		"416":                   {answer(416, ""), "Changed", false, "shorter"},
+		"404":                   {answer(404, ""), "NotFound", true, "correct the source"},
+		"410":                   {answer(410, ""), "NotFound", true, ""},
+		"401":                   {answer(401, ""), "Forbidden", true, "token file"},
+		"403":                   {answer(403, ""), "Forbidden", true, "token file"},
+		"400":                   {answer(400, ""), "Refused", true, ""},
+		"429":                   {answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"503":                   {answer(503, "", "Retry-After: 7"), "Throttled", false, ""},
+		"500":                   {answer(500, ""), "Unavailable", false, ""},
+		"501":                   {answer(501, ""), "Unavailable", false, ""},
+		"204":                   {answer(204, ""), "WrongAnswer", false, ""},
+		"304":                   {answer(304, ""), "WrongAnswer", false, ""},
+		"no answer":             {func(nethttp.ResponseWriter, *nethttp.Request) { panic(nethttp.ErrAbortHandler) }, "Unreachable", false, ""},
+		"redirect for ever": {func(w nethttp.ResponseWriter, r *nethttp.Request) {
+			nethttp.Redirect(w, r, "/again?sig=SECRET", nethttp.StatusFound)
+		}, "TooManyRedirects", true, ""},
+		"redirect off http": {answer(302, "", "Location: ftp://example.com/?sig=SECRET"), "UnknownScheme", true, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := httptest.NewServer(c.serve)
+			defer srv.Close()
+			ref := parse(t, srv.URL+"/m.bin?sig=SECRET")
+			f := model.File{Path: "m.bin", Key: "/m.bin", Size: 20, Version: `"v1"`}
+			_, err := newSource(t, http.Config{}).Open(t.Context(), ref, f, 5, 5)
+			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
+			require.ErrorContains(t, err, c.text)
+			require.NotContains(t, err.Error(), "SECRET", "the query may be a signature")
+			if c.reason == "Throttled" {
+				var e *model.Error
+				require.ErrorAs(t, err, &e)
+				require.Equal(t, 7*time.Second, e.RetryAfter)
+			}
+		})
+	}
+}
+
+func TestABodyIsNeverTakenForMoreThanItIs(t *testing.T) {
+	t.Parallel()
+	chunked := func(body string) nethttp.HandlerFunc {
+		return func(w nethttp.ResponseWriter, _ *nethttp.Request) {
+			w.Header().Set("Content-Range", "bytes 5-9/20")
+			w.WriteHeader(206)
+			w.(nethttp.Flusher).Flush()
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	cut := func(w nethttp.ResponseWriter, _ *nethttp.Request) {
+		w.Header().Set("Content-Range", "bytes 5-9/20")
+		w.Header().Set("Content-Length", "5")
+		w.WriteHeader(206)
+		_, _ = io.WriteString(w, "567")
+	}
+	for name, c := range map[string]struct {
+		serve nethttp.HandlerFunc
+		got   string
+		err   string
+	}{
+		"cut off":             {cut, "567", "unexpected EOF"},
+		"chunked":             {chunked("56789"), "56789", ""},
+		"chunked, too short":  {chunked("567"), "567", "unexpected EOF"},
+		"chunked, too long":   {chunked("56789a"), "56789", "more than asked"},
+		"chunked and nothing": {chunked(""), "", "unexpected EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := httptest.NewServer(c.serve)
+			defer srv.Close()
+			body, err := newSource(t, http.Config{}).Open(t.Context(), parse(t, srv.URL+"/m"), model.File{Path: "m", Key: "/m", Size: 20}, 5, 5)
+			require.NoError(t, err)
+			defer body.Close()
+			got, err := io.ReadAll(body)
+			require.Equal(t, c.got, string(got))
+			if c.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, c.err)
+			}
+		})
+	}
+}
+
+func TestResolveFindsTheSizeOfOneFile(t *testing.T) {
+	t.Parallel()
+	byMethod := func(head, get nethttp.HandlerFunc) nethttp.HandlerFunc {
+		return func(w nethttp.ResponseWriter, r *nethttp.Request) {
+			if r.Method == nethttp.MethodHead {
+				head(w, r)
+				return
+			}
+			get(w, r)
+		}
+	}
+	chunked := func(w nethttp.ResponseWriter, _ *nethttp.Request) {
+		w.(nethttp.Flusher).Flush()
+		_, _ = io.WriteString(w, text)
+	}
+	first := answer(206, "0", "Content-Range: bytes 0-0/20", `ETag: "v1"`)
+	for name, c := range map[string]struct {
+		serve   nethttp.HandlerFunc
+		size    int64
+		version string
+		reason  string
+	}{
+		"HEAD":                     {answer(200, "", "Content-Length: 20", `ETag: "v1"`), 20, `"v1"`, ""},
+		"a date is a version":      {answer(200, "", "Content-Length: 20", `ETag: W/"v1"`, "Last-Modified: Mon, 02 Jan 2006 15:04:05 GMT"), 20, "Mon, 02 Jan 2006 15:04:05 GMT", ""},
+		"no version":               {answer(200, "", "Content-Length: 20"), 20, "", ""},
+		"HEAD forbidden":           {byMethod(answer(403, ""), first), 20, `"v1"`, ""},
+		"HEAD not allowed":         {byMethod(answer(405, ""), first), 20, `"v1"`, ""},
+		"HEAD without a size":      {byMethod(chunked, first), 20, `"v1"`, ""},
+		"HEAD says 0":              {byMethod(answer(200, "", "Content-Length: 0"), first), 20, `"v1"`, ""},
+		"HEAD gzip, GET not":       {byMethod(answer(200, "", "Content-Length: 9", "Content-Encoding: gzip"), first), 20, `"v1"`, ""},
+		"empty":                    {byMethod(answer(200, ""), answer(416, "", "Content-Range: bytes */0")), 0, "", ""},
+		"empty, range ignored":     {byMethod(answer(200, ""), answer(200, "", "Content-Length: 0")), 0, "", ""},
+		"no range, but size":       {byMethod(answer(405, ""), answer(200, text)), 20, "", ""},
+		"no size at all":           {chunked, 0, "", "NoSize"},
+		"both forbidden":           {answer(403, ""), 0, "", "Forbidden"},
+		"not there":                {answer(404, ""), 0, "", "NotFound"},
+		"gzip on GET":              {byMethod(answer(405, ""), answer(206, "x", "Content-Range: bytes 0-0/20", "Content-Encoding: gzip")), 0, "", "Encoded"},
+		"throttled":                {answer(429, ""), 0, "", "Throttled"},
+		"not implemented anywhere": {answer(501, ""), 0, "", "Unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := httptest.NewServer(c.serve)
+			defer srv.Close()
+			hex := strings.Repeat("ab", 32)
+			m, err := newSource(t, http.Config{}).Resolve(t.Context(), parse(t, srv.URL+"/dir/m%20x.bin?sig=SECRET#sha256="+hex))
+			if c.reason != "" {
+				require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+				require.NotContains(t, err.Error(), "SECRET")
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, []model.File{{Path: "m x.bin", Key: "/dir/m%20x.bin", Size: c.size, Version: c.version, Digest: model.Digest(hex)}}, m.Files)
+		})
+	}
+}
+
+func TestResolveRefusesABadListOfFiles(t *testing.T) {
+	t.Parallel()
+	hex := strings.Repeat("ab", 32)
+	for name, c := range map[string]struct {
+		serve  nethttp.HandlerFunc
+		ref    string
+		reason string
+		text   string
+	}{
+		"traversal":    {answer(200, hex+"  ../../etc/passwd\n"), "/d/", "BadSums", "line 1: file path"},
+		"a web page":   {answer(200, "<html>"), "/d/", "BadSums", "/d/SHA256SUMS: line 1: want <sha256>"},
+		"too large":    {answer(200, strings.Repeat(" \n", 600_000)), "/d/SHA256SUMS", "BadSums", "larger than 1 MiB"},
+		"not there":    {answer(404, ""), "/d/", "NotFound", "/d/SHA256SUMS: not there: a directory needs one"},
+		"other digest": {answer(200, hex+"  a\n"), "/d/#sha256=" + hex, "WrongDigest", "the source says abab"},
+		"root":         {answer(200, ""), "", "BadSums", "/SHA256SUMS: it lists no file"},
+		"a bad name":   {answer(200, text), "/d/..%2F..%2Fetc", "BadPath", "leaves the model's directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := httptest.NewServer(c.serve)
+			defer srv.Close()
+			_, err := newSource(t, http.Config{}).Resolve(t.Context(), parse(t, srv.URL+c.ref))
+			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+			require.True(t, model.IsFinal(err))
+			require.ErrorContains(t, err, c.text)
+		})
+	}
+}
+
+func TestAReadIsPinned(t *testing.T) {
+	t.Parallel()
+	var got nethttp.Header
+	srv := httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		got = r.Header.Clone()
+		w.WriteHeader(412)
+	}))
+	defer srv.Close()
+	s := newSource(t, http.Config{UserAgent: "gpu-agent/1.2"})
+	f := model.File{Path: "m", Key: "/m", Size: 20, Version: `"v1"`}
+	_, err := s.Open(t.Context(), parse(t, srv.URL+"/m"), f, 5, 5)
+	require.Error(t, err)
+	require.Equal(t, nethttp.Header{"If-Match": {`"v1"`}, "Range": {"bytes=5-9"},
+		"Accept-Encoding": {"identity"}, "User-Agent": {"gpu-agent/1.2"}}, got)
+
+	f.Version = "Mon, 02 Jan 2006 15:04:05 GMT"
+	_, err = s.Open(t.Context(), parse(t, srv.URL+"/m"), f, 0, 20)
+	require.Error(t, err)
+	require.Equal(t, nethttp.Header{"If-Unmodified-Since": {f.Version},
+		"Accept-Encoding": {"identity"}, "User-Agent": {"gpu-agent/1.2"}}, got, "the whole file is asked for without a Range")
+}
+
+func TestConnectionsAreUsedAgain(t *testing.T) {
+	t.Parallel()
+	addrs := map[string]bool{}
+	srv := httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		addrs[r.RemoteAddr] = true
+		nethttp.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
+	}))
+	defer srv.Close()
+	s := newSource(t, http.Config{})
+	for i := range int64(5) {
+		body, err := s.Open(t.Context(), parse(t, srv.URL+"/m"), model.File{Path: "m", Key: "/m", Size: 20}, i, 5)
+		require.NoError(t, err)
+		b := make([]byte, 5)
+		_, err = io.ReadFull(body, b) // as the fetcher reads: not to EOF
+		require.NoError(t, err)
+		require.Equal(t, text[i:i+5], string(b))
+		require.NoError(t, body.Close())
+	}
+	require.Len(t, addrs, 1, fmt.Sprint(addrs))
+}

@@ -1,0 +1,145 @@
+package http_test
+
+import (
+	"encoding/pem"
+	nethttp "net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+func file(t *testing.T, content string) string {
+	name := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
+	return name
+}
+
+// spy is a server that notes the headers of what it is asked, and answers as told.
+func spy(t *testing.T, then nethttp.HandlerFunc) (host string, seen *[]nethttp.Header) {
+	seen = new([]nethttp.Header)
+	srv := httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		*seen = append(*seen, r.Header.Clone())
+		then(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://"), seen
+}
+
+func TestTheTokenGoesToItsHostsAlone(t *testing.T) {
+	t.Parallel()
+	fine := answer(200, "", "Content-Length: 20")
+	other, atOther := spy(t, fine)
+	redirects, atRedirects := spy(t, func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		nethttp.Redirect(w, r, "http://"+other+"/m", nethttp.StatusFound)
+	})
+	stays, atStays := spy(t, func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		if r.URL.Path == "/m" {
+			nethttp.Redirect(w, r, "/n", nethttp.StatusFound)
+			return
+		}
+		fine(w, r)
+	})
+	name := file(t, "t0ken\n")
+	s := newSource(t, http.Config{TokenFile: name, Hosts: []string{redirects, stays}})
+	ask := func(host string) {
+		_, err := s.Resolve(t.Context(), parse(t, "http://"+host+"/m?sig=SECRET"))
+		require.NoError(t, err)
+	}
+
+	ask(other)
+	require.Empty(t, (*atOther)[0].Get("Authorization"), "not listed")
+	ask(redirects)
+	require.Equal(t, "Bearer t0ken", (*atRedirects)[0].Get("Authorization"))
+	require.Len(t, *atOther, 2)
+	require.Empty(t, (*atOther)[1].Get("Authorization"), "redirected to another host")
+	require.Empty(t, (*atOther)[1].Get("Referer"), "it would carry the signed query")
+	ask(stays)
+	require.Equal(t, "Bearer t0ken", (*atStays)[1].Get("Authorization"), "redirected on the same host")
+
+	require.NoError(t, os.WriteFile(name, []byte("rotated"), 0o600))
+	ask(stays)
+	require.Equal(t, "Bearer rotated", (*atStays)[2].Get("Authorization"))
+	require.NoError(t, os.Remove(name))
+	_, err := s.Resolve(t.Context(), parse(t, "http://"+stays+"/m"))
+	require.Equal(t, "Credentials", model.ReasonOf(err))
+	require.Len(t, *atStays, 4, "nothing is sent without the token")
+}
+
+func TestPlainHTTPIsForThisMachine(t *testing.T) {
+	t.Parallel()
+	closed := newSource(t, http.Config{})
+	_, err := closed.Resolve(t.Context(), parse(t, "http://192.0.2.1/m?sig=SECRET"))
+	require.Equal(t, "PlainHTTP", model.ReasonOf(err))
+	require.True(t, model.IsFinal(err))
+	require.EqualError(t, err, "http://192.0.2.1/m: plain http is accepted from this machine only: use https, or allow plain http in the config")
+	_, err = closed.Resolve(t.Context(), parse(t, "ftp://localhost/m"))
+	require.Equal(t, "UnknownScheme", model.ReasonOf(err))
+
+	away, _ := spy(t, answer(302, "", "Location: http://192.0.2.1/m"))
+	_, err = closed.Resolve(t.Context(), parse(t, "http://"+away+"/m"))
+	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "nor by a redirect")
+
+	open := newSource(t, http.Config{AllowPlain: true, TokenFile: file(t, "t"), Hosts: []string{"192.0.2.1"}})
+	_, err = open.Resolve(t.Context(), parse(t, "http://192.0.2.1/m"))
+	require.ErrorContains(t, err, "the token is not sent over plain http")
+	_, err = open.Resolve(t.Context(), parse(t, "http://192.0.2.1:80/m"))
+	require.ErrorContains(t, err, "the token is not sent over plain http", "the default port is the same host")
+}
+
+func TestTLSIsVerified(t *testing.T) {
+	t.Parallel()
+	var major []int
+	srv := httptest.NewUnstartedServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		major = append(major, r.ProtoMajor)
+		if r.URL.Path == "/down" {
+			nethttp.Redirect(w, r, "http://127.0.0.1:1/m", nethttp.StatusFound)
+			return
+		}
+		w.Header().Set("Content-Length", "20")
+	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+
+	_, err := newSource(t, http.Config{}).Resolve(t.Context(), parse(t, srv.URL+"/m?sig=SECRET"))
+	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
+	require.True(t, model.IsFinal(err))
+	require.NotContains(t, err.Error(), "SECRET")
+
+	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	s := newSource(t, http.Config{CAFile: ca})
+	m, err := s.Resolve(t.Context(), parse(t, srv.URL+"/m"))
+	require.NoError(t, err)
+	require.EqualValues(t, 20, m.Size())
+	require.Equal(t, []int{1}, major, "one connection a range needs HTTP/1.1")
+	_, err = s.Resolve(t.Context(), parse(t, srv.URL+"/down"))
+	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "not even to this machine: %v", err)
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	token := file(t, "t")
+	for want, c := range map[string]http.Config{
+		"http source: CA file: open /nowhere: no such file or directory":                        {CAFile: "/nowhere"},
+		"http source: CA file " + token + ": no PEM certificate in it":                          {CAFile: token},
+		"http source: token file " + token + ": name the hosts that may get the token":          {TokenFile: token},
+		"http source: hosts a, b: there is no token file to send to them":                       {Hosts: []string{"a", "b"}},
+		"http source: token file: open /nowhere: no such file or directory":                     {TokenFile: "/nowhere", Hosts: []string{"a"}},
+		`http source: host "https://a/b": want host or host:port`:                               {TokenFile: token, Hosts: []string{"https://a/b"}},
+		"http source: token file " + file(t, "two words") + ": want one token and nothing else": {},
+	} {
+		if c.TokenFile == "" && c.CAFile == "" && len(c.Hosts) == 0 {
+			c.TokenFile, c.Hosts = strings.Fields(want)[4], []string{"a"}
+			c.TokenFile = strings.TrimSuffix(c.TokenFile, ":")
+		}
+		_, err := http.New(c)
+		require.EqualError(t, err, want)
+	}
+}

@@ -1,0 +1,141 @@
+package s3_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// answer writes an answer with the given headers, "name: value".
+func answer(status int, body string, headers ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for _, h := range headers {
+			k, v, _ := strings.Cut(h, ": ")
+			w.Header().Set(k, v)
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// refuse is how S3 says no.
+func refuse(status int, code string, headers ...string) http.HandlerFunc {
+	return answer(status, fmt.Sprintf(`<?xml version="1.0"?><Error><Code>%s</Code><Message>because</Message></Error>`, code),
+		append(headers, "Content-Type: application/xml")...)
+}
+
+func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	const tag = `ETag: "v1"`
+	ok := "Content-Range: bytes 5-9/20"
+	for name, c := range map[string]struct {
+		serve  http.HandlerFunc
+		reason string
+		final  bool
+		text   string
+	}{
+		"200 to a range":      {answer(200, "0123456789abcdefghij", tag), "RangeIgnored", false, "object llama/m.bin"},
+		"other start":         {answer(206, "45678", tag, "Content-Range: bytes 4-8/20"), "WrongRange", false, `"bytes 4-8/20"`},
+		"other total":         {answer(206, "56789", tag, "Content-Range: bytes 5-9/21"), "WrongRange", false, ""},
+		"too short":           {answer(206, "567", tag, ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
+		"too long":            {answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
+		"another ETag":        {answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `ETag "v2", was "v1"`},
+		"no ETag":             {answer(206, "56789", ok), "Changed", false, ""},
+		"precondition failed": {refuse(412, "PreconditionFailed"), "Changed", false, "changed since it was resolved"},
+		"shrunk":              {refuse(416, "InvalidRange"), "Changed", false, ""},
+		"no such key":         {refuse(404, "NoSuchKey"), "NotFound", true, "NoSuchKey: because"},
+		"no such bucket":      {refuse(404, "NoSuchBucket"), "NotFound", true, "NoSuchBucket"},
+		"404 of a proxy":      {answer(404, "<html>"), "NotFound", true, ""},
+		"denied":              {refuse(403, "AccessDenied"), "Forbidden", true, "check the credentials"},
+		"wrong key":           {refuse(403, "InvalidAccessKeyId"), "Forbidden", true, ""},
+		"clock":               {refuse(403, "RequestTimeTooSkewed"), "ClockSkew", false, "clock is off"},
+		"archived":            {refuse(403, "InvalidObjectState"), "Archived", true, "restore it first"},
+		"other region":        {refuse(301, "PermanentRedirect", "X-Amz-Bucket-Region: eu-west-1"), "WrongRegion", true, `set the region to "eu-west-1"`},
+		"malformed region":    {refuse(400, "AuthorizationHeaderMalformed"), "WrongRegion", true, "another region"},
+		"slow down":           {refuse(503, "SlowDown", "Retry-After: 7"), "Throttled", false, "SlowDown: because"},
+		"429":                 {answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"internal error":      {refuse(500, "InternalError"), "Unavailable", false, ""},
+		"bad gateway":         {answer(502, "<html>"), "Unavailable", false, ""},
+		"400":                 {refuse(400, "InvalidRequest"), "Refused", true, ""},
+		"no answer":           {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false, "llama/m.bin"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := 0
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked++
+				c.serve(w, r)
+			}))
+			defer srv.Close()
+			f := model.File{Path: "m.bin", Key: "llama/m.bin", Size: 20, Version: "v1"}
+			_, err := newSource(t, srv.URL).Open(t.Context(), parse(t, "s3://models/llama"), f, 5, 5)
+			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
+			require.ErrorContains(t, err, c.text)
+			require.NotContains(t, err.Error(), "sEcReT")
+			require.Equal(t, 1, asked, "the fetcher retries, not the source")
+			if c.reason == "Throttled" {
+				var e *model.Error
+				require.ErrorAs(t, err, &e)
+				require.Equal(t, 7*time.Second, e.RetryAfter)
+			}
+		})
+	}
+}
+
+func TestABodyThatIsCutOffIsAnError(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(answer(206, "567", `ETag: "v1"`, "Content-Range: bytes 5-9/20", "Content-Length: 5"))
+	defer srv.Close()
+	f := model.File{Path: "m", Key: "m", Size: 20, Version: "v1"}
+	body, err := newSource(t, srv.URL).Open(t.Context(), parse(t, "s3://models/m"), f, 5, 5)
+	require.NoError(t, err)
+	defer body.Close()
+	got, err := io.ReadAll(body)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.Equal(t, "567", string(got))
+}
+
+func TestSignaturesStayAtTheEndpoint(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("asked elsewhere, with %q", r.Header.Get("Authorization"))
+	}))
+	defer other.Close()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.Header.Get("Authorization"), "AKIDTEST") {
+			t.Errorf("not signed: %q", r.Header.Get("Authorization"))
+		}
+		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+	}))
+	defer srv.Close()
+	f := model.File{Path: "m", Key: "m", Size: 20, Version: "v1"}
+	_, err := newSource(t, srv.URL).Open(t.Context(), parse(t, "s3://models/m"), f, 5, 5)
+	require.Equal(t, "WrongRegion", model.ReasonOf(err), "%v", err)
+}
+
+func TestAnonymousSignsNothing(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if got := r.Header.Get("Authorization"); got != "" {
+			t.Errorf("signed: %q", got)
+		}
+		refuse(404, "NoSuchBucket")(w, r)
+	}))
+	defer srv.Close()
+	s, err := s3.New(s3.Config{Endpoint: srv.URL, Anonymous: true, PathStyle: true})
+	require.NoError(t, err)
+	defer s.CloseIdle()
+	_, err = s.Resolve(t.Context(), parse(t, "s3://models/m/"))
+	require.Equal(t, "NotFound", model.ReasonOf(err))
+	require.ErrorContains(t, err, "NoSuchBucket")
+}

@@ -1,0 +1,189 @@
+package s3_test
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+func sum(b string) string {
+	d := sha256.Sum256([]byte(b))
+	return hex.EncodeToString(d[:])
+}
+
+func TestOneObjectIsAModelOfOneFile(t *testing.T) {
+	t.Parallel()
+	endpoint, put := store(t)
+	put("dir/m.gguf", []byte("weights"), map[string]string{"X-Amz-Meta-Sha256": sum("weights")})
+	put("dir/m.gguf.bak/x", []byte("no"), nil)
+	s := newSource(t, endpoint)
+
+	m, err := s.Resolve(t.Context(), parse(t, "s3://models/dir/m.gguf"))
+	require.NoError(t, err)
+	require.Len(t, m.Files, 1)
+	f := m.Files[0]
+	require.NotEmpty(t, f.Version)
+	f.Version = ""
+	require.Equal(t, model.File{Path: "m.gguf", Key: "dir/m.gguf", Size: 7, Digest: model.Digest(sum("weights"))}, f,
+		"the digest is from the object's metadata")
+
+	_, err = s.Resolve(t.Context(), parse(t, "s3://models/dir/m.gguf#sha256="+sum("other")))
+	require.Equal(t, "WrongDigest", model.ReasonOf(err), "%v", err)
+	_, err = s.Resolve(t.Context(), parse(t, "s3://models/dir/#sha256="+sum("weights")))
+	require.Equal(t, "WrongDigest", model.ReasonOf(err), "a digest without a list cannot be that of a directory: %v", err)
+	_, err = s.Resolve(t.Context(), parse(t, "s3://models/dir/m.gguf?versionId=1"))
+	require.ErrorContains(t, err, "has no query")
+}
+
+func TestAnEmptyObjectMayStandForADirectory(t *testing.T) {
+	t.Parallel()
+	endpoint, put := store(t)
+	put("llama", nil, nil)
+	s := newSource(t, endpoint)
+	m, err := s.Resolve(t.Context(), parse(t, "s3://models/llama"))
+	require.NoError(t, err)
+	require.Equal(t, "llama", m.Files[0].Path, "nothing under it: it is a file")
+	put("llama/config.json", []byte("{}"), nil)
+	m, err = s.Resolve(t.Context(), parse(t, "s3://models/llama"))
+	require.NoError(t, err)
+	require.Len(t, m.Files, 1)
+	require.Equal(t, "config.json", m.Files[0].Path)
+}
+
+func TestListsOfMoreThanAPage(t *testing.T) {
+	t.Parallel()
+	endpoint, put := store(t)
+	for i := range 2100 {
+		put(fmt.Sprintf("many/%04d", i), []byte{1}, nil)
+	}
+	m, err := newSource(t, endpoint).Resolve(t.Context(), parse(t, "s3://models/many"))
+	require.NoError(t, err)
+	require.Len(t, m.Files, 2100)
+	require.Equal(t, "2099", m.Files[2099].Path)
+}
+
+func TestKeysThatCannotBeFiles(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"../../etc/passwd", "a//b", "/abs", "a/./b", `a\b`, "dir/"} {
+		listing := `<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>m/ok</Key><Size>1</Size></Contents>` +
+			`<Contents><Key>m/` + key + `</Key><Size>3</Size></Contents></ListBucketResult>`
+		srv := httptest.NewServer(answer(200, listing, "Content-Type: application/xml"))
+		_, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/m/"))
+		srv.Close()
+		require.Equal(t, "BadPath", model.ReasonOf(err), "%s: %v", key, err)
+		require.True(t, model.IsFinal(err))
+		require.ErrorContains(t, err, fmt.Sprintf("object key %q cannot be a file of the model: rename or remove it", "m/"+key))
+	}
+	endpoint, put := store(t)
+	put("m/a", []byte{1}, nil)
+	put("m/a/b", []byte{1}, nil)
+	_, err := newSource(t, endpoint).Resolve(t.Context(), parse(t, "s3://models/m/"))
+	require.ErrorContains(t, err, `"a" is a file and also the directory of "a/b"`)
+}
+
+func TestSumsMustMatchWhatIsThere(t *testing.T) {
+	t.Parallel()
+	endpoint, put := store(t)
+	put("m/a", []byte("a"), nil)
+	s, ref := newSource(t, endpoint), parse(t, "s3://models/m")
+	for text, want := range map[string]string{
+		sum("a") + "  gone\n":        `object m/SHA256SUMS: it names "gone", which is not there`,
+		"<html>":                     "object m/SHA256SUMS: line 1: want <sha256>",
+		strings.Repeat(" ", 1<<20+1): "object m/SHA256SUMS: larger than 1 MiB",
+	} {
+		put("m/SHA256SUMS", []byte(text), nil)
+		_, err := s.Resolve(t.Context(), ref)
+		require.ErrorContains(t, err, want)
+		require.True(t, model.IsFinal(err))
+	}
+	text := sum("a") + "  a\n"
+	put("m/SHA256SUMS", []byte(text), nil)
+	put("m/b", []byte("b"), nil)
+	m, err := s.Resolve(t.Context(), parse(t, "s3://models/m#sha256="+sum(text)))
+	require.NoError(t, err, "the digest in a ref pins the list")
+	require.Equal(t, []model.Digest{model.Digest(sum("a")), ""}, []model.Digest{m.Files[0].Digest, m.Files[1].Digest})
+	_, err = s.Resolve(t.Context(), parse(t, "s3://models/m#sha256="+sum("other")))
+	require.Equal(t, "WrongDigest", model.ReasonOf(err))
+}
+
+func TestChecksumsOfTheStore(t *testing.T) {
+	t.Parallel()
+	raw := sha256.Sum256([]byte("x"))
+	b64 := "X-Amz-Checksum-Sha256: " + base64.StdEncoding.EncodeToString(raw[:])
+	for name, c := range map[string]struct {
+		headers []string
+		want    string
+	}{
+		"of the whole":         {[]string{b64, "X-Amz-Checksum-Type: FULL_OBJECT", `ETag: "e-2"`}, sum("x")},
+		"of the parts":         {[]string{b64, "X-Amz-Checksum-Type: COMPOSITE", `ETag: "e-2"`}, ""},
+		"type unsaid":          {[]string{b64, `ETag: "e"`}, sum("x")},
+		"type unsaid, parts":   {[]string{b64, `ETag: "e-2"`}, ""},
+		"composite suffix":     {[]string{b64 + "-2", `ETag: "e"`}, ""},
+		"metadata":             {[]string{"X-Amz-Meta-Sha256: " + strings.ToUpper(sum("x")), `ETag: "e-2"`}, sum("x")},
+		"metadata of no sense": {[]string{"X-Amz-Meta-Sha256: yes", `ETag: "e"`}, ""},
+	} {
+		var asked string
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked = r.Header.Get("X-Amz-Checksum-Mode")
+			answer(200, "", append(c.headers, "Content-Length: 1")...)(w, r)
+		}))
+		m, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/x"))
+		srv.Close()
+		require.NoError(t, err, name)
+		require.Equal(t, "ENABLED", asked, name)
+		require.Equal(t, model.Digest(c.want), m.Files[0].Digest, name)
+	}
+}
+
+func TestAKeyThatMayNotBeReadIsLookedForInTheListing(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		refuse(http.StatusForbidden, "AccessDenied")(w, r)
+	}))
+	defer srv.Close()
+	_, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/x"))
+	require.Equal(t, "Forbidden", model.ReasonOf(err))
+	require.EqualError(t, err, "s3://models/x: list x/ at "+srv.URL+": check the credentials and that they may list and get here: AccessDenied: because")
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	empty := filepath.Join(t.TempDir(), "empty")
+	require.NoError(t, os.WriteFile(empty, nil, 0o600))
+	for want, c := range map[string]s3.Config{
+		"s3 source: endpoint: want http(s)://host or http(s)://host:port and nothing more":                                     {Endpoint: "minio:9000"},
+		"s3 source: endpoint: want http(s)://host or http(s)://host:port and nothing more ":                                    {Endpoint: "https://key:secret@minio"},
+		"s3 source: endpoint: want http(s)://host or http(s)://host:port and nothing more  ":                                   {Endpoint: "https://minio/bucket"},
+		"s3 source: credentials file: stat /nowhere: no such file or directory":                                                {CredentialsFile: "/nowhere"},
+		"s3 source: credentials file " + empty + ": want a [default] profile with aws_access_key_id and aws_secret_access_key": {CredentialsFile: empty},
+		"s3 source: credentials file " + empty + ": not used when anonymous: remove one of the two":                            {Anonymous: true, CredentialsFile: empty},
+		"s3 source: CA file: open /nowhere: no such file or directory":                                                         {CAFile: "/nowhere", Region: "x"},
+		"s3 source: CA file " + empty + ": no PEM certificate in it":                                                           {CAFile: empty, Region: "x"},
+	} {
+		_, err := s3.New(c)
+		require.EqualError(t, err, strings.TrimRight(want, " "))
+	}
+}
+
+func TestCredentialsAreReadAgain(t *testing.T) {
+	t.Parallel()
+	file := credentials(t)
+	s, err := s3.New(s3.Config{Endpoint: "http://127.0.0.1:1", CredentialsFile: file})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	_, err = s.Resolve(t.Context(), parse(t, "s3://models/m/"))
+	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
+	require.ErrorContains(t, err, file)
+}
