@@ -17,6 +17,10 @@ type Snapshot struct {
 	Driver    Driver    `json:"driver"`
 	Simulated bool      `json:"simulated"` // no driver was asked: every value is made up
 	Devices   []Device  `json:"devices"`   // in the order of NVML's indexes
+
+	// Unidentified is the number of GPUs that the driver counts and that have never said who they are:
+	// without a UUID they are in no list.
+	Unidentified int `json:"unidentified,omitempty"`
 }
 
 // Driver is the NVIDIA driver of the node.

@@ -1,0 +1,200 @@
+//go:build cgo
+
+package nvml
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/dl"
+	gonvml "github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+)
+
+// defaultLibrary is the soname that every driver package installs.
+const defaultLibrary = "libnvidia-ml.so.1"
+
+// newDriver is the driver behind libnvidia-ml, empty meaning the default search path.
+func newDriver(library string) driver {
+	if library == "" {
+		library = defaultLibrary
+	}
+	return &cDriver{name: library}
+}
+
+// cDriver loads libnvidia-ml and keeps it: the dynamic linker marks a library that the executable was bound
+// to as never to be unloaded, so dlclose would change nothing.
+type cDriver struct {
+	name string
+
+	mu      sync.Mutex // one Open at a time
+	api     gonvml.Interface
+	symbols map[string]bool
+	path    string
+	file    os.FileInfo // of path when it was loaded
+}
+
+func (d *cDriver) Open() (session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.api == nil {
+		if err := d.load(); err != nil {
+			return nil, err
+		}
+	}
+	if c := code(d.api.Init()); c != success {
+		if c == errLibVersionMismatch && d.replaced() {
+			return nil, ErrLibraryReplaced
+		}
+		return nil, fmt.Errorf("initialise %s: %s", d.path, c.explain())
+	}
+	s := &cSession{driver: d, handles: map[gonvml.Device]int{}}
+	if d.has("nvmlEventSetCreate") && d.has("nvmlDeviceRegisterEvents") && d.has("nvmlEventSetWait", "nvmlEventSetWait_v2") {
+		if set, c := d.api.EventSetCreate(); c == gonvml.SUCCESS {
+			s.events = set
+		}
+	}
+	return s, nil
+}
+
+// load opens the library and looks its symbols up. A function that the library lacks kills the process when
+// it is called (go-nvml links lazily), so none is called that was not found here.
+func (d *cDriver) load() error {
+	lib := dl.New(d.name, dl.RTLD_LAZY|dl.RTLD_GLOBAL)
+	if err := lib.Open(); err != nil {
+		return fmt.Errorf("load the NVIDIA driver library: %w", err)
+	}
+	symbols := map[string]bool{}
+	for _, name := range symbolNames {
+		symbols[name] = lib.Lookup(name) == nil
+	}
+	d.symbols = symbols
+	for _, need := range [][]string{
+		{"nvmlInit_v2", "nvmlInit"}, {"nvmlShutdown"},
+		{"nvmlDeviceGetCount_v2", "nvmlDeviceGetCount"},
+		{"nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByIndex"},
+		{"nvmlDeviceGetUUID"}, {"nvmlDeviceGetName"},
+		{"nvmlDeviceGetPciInfo_v3", "nvmlDeviceGetPciInfo_v2", "nvmlDeviceGetPciInfo"},
+	} {
+		if !d.has(need...) {
+			return errors.Join(fmt.Errorf("%s is no usable NVIDIA driver library: it has no %s", d.name, need[0]), lib.Close())
+		}
+	}
+	d.path = d.name
+	if path, err := lib.Path(); err == nil {
+		d.path = path
+	}
+	if info, err := os.Stat(d.path); err == nil {
+		d.file = info
+	}
+	d.api = gonvml.New(gonvml.WithLibraryPath(d.name))
+	return nil
+}
+
+// has reports whether the library has one of the versions of a function. go-nvml picks the newest itself.
+func (d *cDriver) has(versions ...string) bool {
+	for _, v := range versions {
+		if d.symbols[v] {
+			return true
+		}
+	}
+	return false
+}
+
+// replaced reports whether the library's file is no longer the one that was loaded.
+func (d *cDriver) replaced() bool {
+	info, err := os.Stat(d.path)
+	return err == nil && d.file != nil && (!os.SameFile(info, d.file) || !info.ModTime().Equal(d.file.ModTime()))
+}
+
+// cSession is an initialised NVML.
+type cSession struct {
+	driver *cDriver
+	events gonvml.EventSet // nil where the driver has none
+
+	mu      sync.Mutex            // guards handles
+	handles map[gonvml.Device]int // registered for events, to their index
+}
+
+func (s *cSession) Driver() gpu.Driver {
+	var d gpu.Driver
+	api := s.driver.api
+	if s.driver.has("nvmlSystemGetDriverVersion") {
+		if v, c := api.SystemGetDriverVersion(); c == gonvml.SUCCESS {
+			d.Version = v
+		}
+	}
+	if s.driver.has("nvmlSystemGetNVMLVersion") {
+		if v, c := api.SystemGetNVMLVersion(); c == gonvml.SUCCESS {
+			d.NVMLVersion = v
+		}
+	}
+	if s.driver.has("nvmlSystemGetCudaDriverVersion") {
+		if v, c := api.SystemGetCudaDriverVersion(); c == gonvml.SUCCESS {
+			d.CUDAVersion = v
+		}
+	}
+	return d
+}
+
+func (s *cSession) Count() (int, code) {
+	n, c := s.driver.api.DeviceGetCount()
+	return n, code(c)
+}
+
+func (s *cSession) GPU(index int) (card, code) {
+	h, c := s.driver.api.DeviceGetHandleByIndex(index)
+	if c != gonvml.SUCCESS {
+		return nil, code(c)
+	}
+	s.register(h, index)
+	return &cCard{driver: s.driver, handle: h}, success
+}
+
+// register asks for the XIDs of a GPU, once: a handle is opened anew after every failure. A GPU that has no
+// events is read all the same.
+func (s *cSession) register(h gonvml.Device, index int) {
+	if s.events == nil {
+		return
+	}
+	s.mu.Lock()
+	_, done := s.handles[h]
+	s.handles[h] = index
+	s.mu.Unlock()
+	if !done && h.RegisterEvents(gonvml.EventTypeXidCriticalError, s.events) != gonvml.SUCCESS {
+		s.mu.Lock()
+		delete(s.handles, h)
+		s.mu.Unlock()
+	}
+}
+
+func (s *cSession) Wait(timeout time.Duration) (xidEvent, code) {
+	if s.events == nil {
+		return xidEvent{}, errNotSupported
+	}
+	e, c := s.events.Wait(uint32(timeout.Milliseconds()))
+	if c != gonvml.SUCCESS {
+		return xidEvent{}, code(c)
+	}
+	if e.EventType != gonvml.EventTypeXidCriticalError {
+		return xidEvent{}, errTimeout
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	index, known := s.handles[e.Device]
+	if !known {
+		index = -1
+	}
+	return xidEvent{GPU: index, Code: e.EventData}, success
+}
+
+func (s *cSession) Close() {
+	if s.events != nil && s.driver.has("nvmlEventSetFree") {
+		s.events.Free()
+	}
+	s.driver.api.Shutdown()
+}
