@@ -95,7 +95,8 @@ func (n *Node) Apply(ctx context.Context, labels map[string]string) error {
 	}
 	foreign := listedByNFD(node, labels)
 	for {
-		ours := maps.Clone(labels)
+		ours := map[string]string{} // never nil: that would be a null in the patch
+		maps.Copy(ours, labels)
 		maps.DeleteFunc(ours, func(key, _ string) bool { return foreign[key] != "" })
 		err := n.patch(ctx, node.UID, ours)
 		if err == nil {

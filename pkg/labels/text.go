@@ -35,7 +35,7 @@ func fit(s string, limit int) string {
 	}
 	sum := sha256.Sum256([]byte(s))
 	tail := "-" + hex.EncodeToString(sum[:4])
-	return trim(s[:limit-len(tail)]) + tail
+	return s[:limit-len(tail)] + tail
 }
 
 // revision12 is a revision as short as the cache's directory names have it.
