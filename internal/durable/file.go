@@ -1,0 +1,67 @@
+package durable
+
+import (
+	"os"
+)
+
+// File is a file that is written out of order and read back while it grows.
+// Its methods are safe for concurrent use, Close apart.
+type File struct {
+	disk Disk
+	file *os.File
+}
+
+// OpenFile opens path for reading and writing and creates it, empty, where it is missing.
+func (d Disk) OpenFile(path string, perm os.FileMode) (*File, error) {
+	if err := d.step("create", path); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, perm)
+	if err != nil {
+		return nil, err
+	}
+	return &File{disk: d, file: f}, nil
+}
+
+// Preallocate gives the file its final size and, where the filesystem can, its blocks, so that a disk
+// without room says so now and not at 97 %. What is there already stays.
+func (f *File) Preallocate(size int64) error {
+	if err := f.disk.step("allocate", f.file.Name()); err != nil {
+		return err
+	}
+	return preallocate(f.file, size)
+}
+
+// WriteAt is io.WriterAt.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.disk.step("write", f.file.Name()); err != nil {
+		return 0, err
+	}
+	return f.file.WriteAt(p, off)
+}
+
+// ReadAt is io.ReaderAt.
+func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
+
+// Flush starts to write a range to the disk and does not wait: it bounds the dirty pages that a later
+// Sync must wait for. It is a hint; durable is only what was synced.
+func (f *File) Flush(off, n int64) { flush(f.file, off, n) }
+
+// Sync returns when all that was written is on the disk (fdatasync).
+func (f *File) Sync() error {
+	if err := f.disk.step("sync", f.file.Name()); err != nil {
+		return err
+	}
+	return sync(f.file)
+}
+
+// Chmod sets the permissions.
+func (f *File) Chmod(perm os.FileMode) error {
+	if err := f.disk.step("chmod", f.file.Name()); err != nil {
+		return err
+	}
+	return f.file.Chmod(perm)
+}
+
+// Close closes without syncing.
+func (f *File) Close() error { return f.file.Close() }

@@ -1,0 +1,302 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/internal/watch"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Cache keeps the models of one node. Its methods are safe for concurrent use.
+type Cache struct {
+	cfg      Config
+	disk     durable.Disk
+	at       layout
+	sources  map[string]Source
+	log      *slog.Logger
+	lock     *os.File
+	limit    int64 // bytes
+	keepFree int64 // bytes of the filesystem that stay free
+
+	inventory watch.Value[*model.Inventory]
+	wake      chan struct{} // to the reconcile loop: something changed
+	streams   chan struct{} // one token per concurrent read from an origin
+	fetched   atomic.Int64  // bytes from origins
+
+	// admit is held while room is sought and made: one at a time, so that nobody counts the same room twice.
+	admit sync.Mutex
+	// links is held while names of blobs are made and dropped, so that no blob goes between being found
+	// and being linked. Taken after admit and before mu.
+	links sync.Mutex
+
+	mu       sync.Mutex // guards what follows, the entries' fields included; never held over I/O on content
+	models   map[string]*entry
+	blobs    map[model.Digest]int64 // bytes
+	failures map[string]int64       // by reason
+	evicted  int64
+}
+
+// entry is one model: what is asked for and what is there.
+type entry struct {
+	name   string
+	memory memory // as it is on disk in store/state
+
+	wanted bool       // the config asks for it
+	spec   model.Spec // the config's, when wanted
+
+	visible *record // what pods see; nil where nothing
+	job     *job    // the partial download, with its reservation; nil where none
+
+	busy     chan struct{}      // closed when the worker on it has ended; nil when none is
+	cancel   context.CancelFunc // of that worker
+	again    bool               // resolve although visible
+	removing bool
+	reason   string // why the last try ended, "" if it went well
+	message  string
+	final    bool // the last failure cannot be helped by trying
+	tries    int
+	retryAt  time.Time
+}
+
+// asked reports whether anybody asks for the model.
+func (e *entry) asked() bool { return e.wanted || e.memory.Wished }
+
+// pinned reports whether the model must not be evicted.
+func (e *entry) pinned() bool { return e.memory.Pinned || e.wanted && e.spec.Pinned }
+
+// ref is where the model is to come from.
+func (e *entry) ref() model.Ref {
+	if e.wanted {
+		return e.spec.Source
+	}
+	return e.memory.Ref
+}
+
+// due reports whether there is work, be it now or at retryAt.
+func (e *entry) due() bool {
+	if !e.asked() || e.removing {
+		return false
+	}
+	return e.visible == nil || e.again || e.visible.Ref != fingerprint(e.ref())
+}
+
+// entry returns the named entry, made where missing. c.mu is held, or the Cache is not shared yet.
+func (c *Cache) entry(name string) *entry {
+	e := c.models[name]
+	if e == nil {
+		e = &entry{name: name}
+		c.models[name] = e
+	}
+	return e
+}
+
+// Get is the newest inventory.
+func (c *Cache) Get() *model.Inventory { return c.inventory.Get() }
+
+// Watch is the newest inventory, and a channel that is closed once there is a newer one.
+func (c *Cache) Watch() (*model.Inventory, <-chan struct{}) { return c.inventory.Watch() }
+
+// publish sets the inventory to what is known. c.mu is held.
+func (c *Cache) publish() {
+	inv := &model.Inventory{
+		Time: time.Now(), Root: c.cfg.Root, Limit: c.limit,
+		Fetched: c.fetched.Load(), Evicted: c.evicted, Failures: maps.Clone(c.failures),
+	}
+	inv.Used, inv.Reserved = c.ledger()
+	for _, e := range c.models {
+		if e.asked() || e.visible != nil || e.removing {
+			inv.Models = append(inv.Models, c.status(e))
+		}
+	}
+	slices.SortFunc(inv.Models, func(a, b model.Status) int { return strings.Compare(a.Name, b.Name) })
+	c.inventory.Set(inv)
+}
+
+// ledger is what the content takes, and what is promised to downloads beyond that. c.mu is held.
+func (c *Cache) ledger() (used, reserved int64) {
+	for _, n := range c.blobs {
+		used += n
+	}
+	for _, e := range c.models {
+		if e.job != nil && e.job.admitted {
+			got := e.job.got.Load()
+			used += got
+			reserved += e.job.fetch - got
+		}
+	}
+	return used, reserved
+}
+
+func (c *Cache) status(e *entry) model.Status {
+	s := model.Status{
+		Name: e.name, Source: e.ref().String(), State: model.Pending,
+		Reason: e.reason, Message: e.message, RetryAt: e.retryAt,
+		Pinned: e.pinned(), Wanted: e.wanted, LastUse: e.memory.LastUse,
+	}
+	if j := e.job; j != nil {
+		s.Revision, s.Files = j.plan.Manifest.Revision, len(j.plan.Manifest.Files)
+		s.Size, s.Done = j.plan.Manifest.Size(), j.have+j.got.Load()
+	}
+	if r := e.visible; r != nil {
+		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
+		s.Files, s.Size, s.Done = len(r.Files), r.size(), r.size()
+	}
+	switch {
+	case e.removing:
+		s.State, s.Path = model.Removing, ""
+	case e.visible != nil:
+	case e.busy != nil && e.job != nil && e.job.admitted:
+		s.State = model.Pulling
+	case e.reason != "" && e.reason != "NoSpace":
+		s.State = model.Failed
+	}
+	return s
+}
+
+// Want replaces the list of models that the config asks for. Those that are not in it any more stay
+// until their room is needed. Call it before Run, with nil if there are none: Run drops partial
+// downloads that nobody asks for.
+func (c *Cache) Want(specs []model.Spec) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := map[string]model.Ref{}
+	for name, e := range c.models {
+		if e.asked() {
+			before[name] = e.ref()
+		}
+		e.wanted, e.spec = false, model.Spec{}
+	}
+	for _, s := range specs {
+		if err := model.CheckName(s.Name); err != nil {
+			c.log.Error("ignoring a model", "err", err)
+			continue
+		}
+		e := c.entry(s.Name)
+		e.wanted, e.spec = true, s
+	}
+	for name, e := range c.models {
+		if old, was := before[name]; was && (!e.asked() || e.ref() != old) {
+			e.restart()
+		}
+	}
+	c.changed()
+}
+
+// restart forgets how the last try went and ends a running one. c.mu is held.
+func (e *entry) restart() {
+	e.reason, e.message, e.final, e.tries, e.retryAt = "", "", false, 0, time.Time{}
+	if e.cancel != nil {
+		e.cancel()
+	}
+}
+
+// changed publishes and wakes the loop. c.mu is held.
+func (c *Cache) changed() {
+	c.publish()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Pull asks for a model beside those of the config, durably: it is fetched after a restart too, until it
+// is evicted or removed. A model that is there is looked up at its origin again, and a failed one is
+// tried at once. Pull does not wait for the content: see Watch.
+func (c *Cache) Pull(_ context.Context, s model.Spec) error {
+	if err := model.CheckName(s.Name); err != nil {
+		return &model.Error{Reason: "BadName", Text: err.Error(), Final: true}
+	}
+	if _, ok := c.sources[s.Source.Scheme]; !ok {
+		return c.unknownScheme(s.Source)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entry(s.Name)
+	if e.removing {
+		return &model.Error{Reason: "Removing", Text: fmt.Sprintf("model %s is being removed: try again when it is gone", s.Name)}
+	}
+	old := e.ref()
+	if e.wanted && old != s.Source {
+		return &model.Error{Reason: "Wanted", Final: true, Text: fmt.Sprintf(
+			"model %s comes from %s in the config: change it there or take another name", s.Name, old)}
+	}
+	m := e.memory
+	m.Ref, m.Wished, m.Pinned = s.Source, true, m.Pinned || s.Pinned
+	if err := c.remember(e, m); err != nil {
+		return err
+	}
+	if e.busy == nil || old != s.Source {
+		e.restart()
+	}
+	e.again = e.busy == nil || old != s.Source
+	c.changed()
+	return nil
+}
+
+func (c *Cache) unknownScheme(r model.Ref) error {
+	known := slices.Sorted(maps.Keys(c.sources))
+	return &model.Error{Reason: "UnknownScheme", Final: true,
+		Text: fmt.Sprintf("source %s: scheme %q is not one of %s", r, r.Scheme, strings.Join(known, ", "))}
+}
+
+// remember makes m durable as what is kept about e. c.mu is held: the file is small, and its writes must
+// not overtake one another.
+func (c *Cache) remember(e *entry, m memory) error {
+	var err error
+	if m == (memory{}) {
+		err = c.disk.Remove(c.at.state(e.name))
+	} else {
+		err = writeJSON(c.disk, c.at.state(e.name), m, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write state of model %s: %w", e.name, err)
+	}
+	e.memory = m
+	return nil
+}
+
+// Pin keeps a model from being evicted, durably.
+func (c *Cache) Pin(name string) error {
+	return c.note(name, func(m *memory) { m.Pinned = true })
+}
+
+// Unpin takes Pin back. A pin in the config stays.
+func (c *Cache) Unpin(name string) error {
+	return c.note(name, func(m *memory) { m.Pinned = false })
+}
+
+// Touch notes that a model was used now: eviction takes the longest unused first.
+func (c *Cache) Touch(name string) error {
+	return c.note(name, func(m *memory) { m.LastUse = time.Now() })
+}
+
+func (c *Cache) note(name string, change func(*memory)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.models[name]
+	if e == nil || !e.asked() && e.visible == nil {
+		return notFound(name)
+	}
+	m := e.memory
+	change(&m)
+	if err := c.remember(e, m); err != nil {
+		return err
+	}
+	c.changed()
+	return nil
+}
+
+func notFound(name string) error {
+	return &model.Error{Reason: "NotFound", Final: true,
+		Text: fmt.Sprintf("model %q is not in the cache: gpu-agent models ls shows what is", name)}
+}

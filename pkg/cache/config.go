@@ -1,0 +1,197 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Config is how the cache is set up. Only Root must be given.
+type Config struct {
+	Root string // absolute; created where missing
+	// Limit is how many bytes the cache may take. 0 means 80 % of the filesystem, and then also that the
+	// last 15 % of it stay free: there the kubelet begins to evict pods (imagefs.available).
+	// With a limit of one's own only the filesystem's end is respected.
+	Limit     int64
+	Streams   int   // concurrent reads from origins, all models together; 0 means 16
+	RangeSize int64 // bytes per read of a large file; 0 means 16 MiB
+	// Unlabelled, if set, returns once nothing sends pods to this node for the named model any more. It
+	// is called before a visible model goes away, when the inventory says Removing.
+	Unlabelled func(ctx context.Context, name string) error
+	Log        *slog.Logger // nil discards
+
+	disk durable.Disk // tests inject faults
+}
+
+const (
+	defaultStreams   = 16
+	defaultRangeSize = 16 << 20
+	minRangeSize     = 64 << 10
+)
+
+func (cfg *Config) check() error {
+	if !filepath.IsAbs(cfg.Root) || filepath.Clean(cfg.Root) == "/" {
+		return fmt.Errorf("cache root %q: want an absolute directory of its own, such as /var/lib/gpu-agent", cfg.Root)
+	}
+	if cfg.Limit < 0 {
+		return fmt.Errorf("cache limit %d bytes: want more than 0, or 0 for 80 %% of the filesystem", cfg.Limit)
+	}
+	if cfg.Streams < 0 || cfg.RangeSize < 0 {
+		return fmt.Errorf("cache streams %d, range size %d: want 0 (default) or more", cfg.Streams, cfg.RangeSize)
+	}
+	if cfg.RangeSize > 0 && cfg.RangeSize < minRangeSize {
+		return fmt.Errorf("cache range size %d: want at least %d bytes", cfg.RangeSize, minRangeSize)
+	}
+	cfg.Root = filepath.Clean(cfg.Root)
+	if cfg.Streams == 0 {
+		cfg.Streams = defaultStreams
+	}
+	if cfg.RangeSize == 0 {
+		cfg.RangeSize = defaultRangeSize
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Open takes the directory, finishes or undoes what a crash left, and reads what is there. It starts
+// nothing: see Run. sources are keyed by scheme. The caller closes the Cache.
+func Open(cfg Config, sources map[string]Source) (*Cache, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	l := layout(cfg.Root)
+	for _, dir := range l.dirs() {
+		if err := cfg.disk.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)
+		}
+	}
+	lock, err := durable.Lock(l.lock())
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("cache root %s is in use by another gpu-agent: stop it or set another root", cfg.Root)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)
+	}
+	c := &Cache{
+		cfg: cfg, disk: cfg.disk, at: l, sources: sources, log: cfg.Log, lock: lock,
+		wake:     make(chan struct{}, 1),
+		streams:  make(chan struct{}, cfg.Streams),
+		models:   map[string]*entry{},
+		blobs:    map[model.Digest]int64{},
+		failures: map[string]int64{},
+	}
+	if err := c.open(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return c, nil
+}
+
+func (c *Cache) open() error {
+	if err := c.probe(); err != nil {
+		return err
+	}
+	size, _, err := durable.Space(c.cfg.Root)
+	if err != nil {
+		return fmt.Errorf("cache root %s: %w", c.cfg.Root, err)
+	}
+	c.limit = c.cfg.Limit
+	if c.limit == 0 {
+		c.limit = size / 10 * 8
+		c.keepFree = size / 100 * 15
+	}
+	if c.limit > size {
+		return fmt.Errorf("cache limit of %s is more than the %s of the filesystem at %s: lower the limit or mount a larger disk",
+			bytesText(c.limit), bytesText(size), c.cfg.Root)
+	}
+	if err := c.scan(); err != nil {
+		return fmt.Errorf("read cache at %s: %w", c.cfg.Root, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.publish()
+	return nil
+}
+
+// probe writes a file in the store and links it into the models, which is what publishing does.
+func (c *Cache) probe() error {
+	from, to := filepath.Join(c.at.store(), ".probe"), filepath.Join(c.at.byName(), ".probe")
+	if err := errors.Join(c.disk.Remove(from), c.disk.Remove(to)); err != nil {
+		return fmt.Errorf("cache root %s is not writable: %w: mount it read-write", c.cfg.Root, err)
+	}
+	if err := c.disk.WriteFile(from, []byte("gpu-agent\n"), 0o600); err != nil {
+		return fmt.Errorf("cache root %s is not writable: %w: mount it read-write", c.cfg.Root, err)
+	}
+	err := c.disk.Link(from, to)
+	if err := errors.Join(c.disk.Remove(from), c.disk.Remove(to)); err != nil {
+		return fmt.Errorf("cache root %s is not writable: %w: mount it read-write", c.cfg.Root, err)
+	}
+	if err != nil {
+		return fmt.Errorf("cache root %s: %w: models/ and store/ must be on one filesystem with hard links", c.cfg.Root, err)
+	}
+	return nil
+}
+
+// Close lets go of the directory. Run must have returned.
+func (c *Cache) Close() error { return c.lock.Close() }
+
+// layout says where things are under the root.
+type layout string
+
+func (l layout) join(parts ...string) string {
+	return filepath.Join(append([]string{string(l)}, parts...)...)
+}
+func (l layout) store() string     { return l.join("store") }
+func (l layout) lock() string      { return l.join("store", "lock") }
+func (l layout) blobs() string     { return l.join("store", "blobs", "sha256") }
+func (l layout) partials() string  { return l.join("store", "partial") }
+func (l layout) manifests() string { return l.join("store", "manifests") }
+func (l layout) states() string    { return l.join("store", "state") }
+func (l layout) byName() string    { return l.join("models", "by-name") }
+
+func (l layout) dirs() []string {
+	return []string{l.byName(), l.blobs(), l.partials(), l.manifests(), l.states()}
+}
+
+func (l layout) blob(d model.Digest) string {
+	return filepath.Join(l.blobs(), string(d[:2]), string(d))
+}
+func (l layout) visible(name string) string  { return filepath.Join(l.byName(), name) }
+func (l layout) partial(name string) string  { return filepath.Join(l.partials(), name) }
+func (l layout) manifest(name string) string { return filepath.Join(l.manifests(), name+".json") }
+
+// next uses a letter that CheckName keeps out of names.
+func (l layout) next(name string) string  { return filepath.Join(l.manifests(), name+"+next.json") }
+func (l layout) state(name string) string { return filepath.Join(l.states(), name+".json") }
+
+// scratch is a name beside the visible one that nobody has; a dot first, so that Open sweeps it.
+func (l layout) scratch(name string) (string, error) {
+	for i := range 1000 {
+		p := filepath.Join(l.byName(), fmt.Sprintf(".%s.tmp-%d", name, i))
+		if _, err := os.Lstat(p); errors.Is(err, os.ErrNotExist) {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("%s is full of leftovers of %s", l.byName(), name)
+}
+
+// bytesText is a size for people, in the decimal units that disks and hubs use.
+func bytesText(n int64) string {
+	f, units := float64(n), "kMGTP"
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	i := -1
+	for f >= 999.95 && i < len(units)-1 {
+		f /= 1000
+		i++
+	}
+	return fmt.Sprintf("%.1f %cB", f, units[i])
+}

@@ -1,0 +1,22 @@
+// Package cache owns the model directory: it resolves what a node should hold, reserves room, fetches,
+// verifies, publishes, and evicts what nobody asks for any more.
+//
+// Invariants, each with a test that tries to break it:
+//
+//  1. A visible model (a directory in models/by-name) is complete and verified.
+//  2. A crash at any instruction leaves only partial downloads to resume and leftovers to sweep.
+//  3. Reserved + used never passes the limit, and the reservation comes before the first byte.
+//  4. One process owns the directory.
+//  5. The disk is the only database: Open rebuilds everything by one walk.
+//
+// Layout under Config.Root, which is one filesystem, because models are hard links of blobs:
+//
+//	models/by-name/<name>/            what pods mount, read-only; appears and changes in one rename
+//	store/blobs/sha256/ab/<hex>       content; its link count is its number of users, plus one
+//	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal)
+//	store/manifests/<name>.json       what the visible directory holds; <name>+next.json while it is exchanged
+//	store/state/<name>.json           wishes, pins, last use
+//	store/lock                        held (flock) while the cache is open
+//
+// Not yet: uses are noted when a model is published, and by Touch; a pod that opens a file is not seen.
+package cache

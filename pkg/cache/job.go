@@ -1,0 +1,342 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding"
+	"fmt"
+	"hash"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// job is one partial download: store/partial/<name>. It outlives failed tries, and restarts by way of
+// its journals, and keeps its reservation as long as it exists.
+type job struct {
+	disk  durable.Disk
+	dir   string
+	plan  plan
+	slots []*slot
+	of    []int // the slot of each file of the manifest: equal content is fetched once
+
+	fetch int64        // bytes that have to come from the origin, all in all
+	have  int64        // bytes that were here as blobs
+	got   atomic.Int64 // of fetch, bytes that are here
+
+	admitted bool // has a reservation; guarded by Cache.mu
+	broken   bool // its deletion did not succeed: nothing in it counts; guarded by Cache.mu
+
+	mu   sync.Mutex // guards what follows, and the slots, during run
+	cond *sync.Cond // something may be claimable, or all is over
+	left int        // slots without a sum
+	err  error      // first failure
+}
+
+// slot is one content of a job.
+type slot struct {
+	file model.File
+	path string
+	step int64
+
+	done   []bool // ranges that are written
+	hash   hash.Hash
+	hashed int64        // bytes from the start that are in hash
+	sum    model.Digest // once complete and verified
+	linked bool         // was here as a blob
+
+	// During run:
+	data     *durable.File
+	opening  bool
+	claimed  []bool
+	inflight int
+	hashing  bool            // somebody has the token to hash and to save
+	unsaved  int64           // bytes written since the last journal
+	plain    bool            // the origin ignores ranges: one stream from the start
+	ctx      context.Context // of the streams of this file; made by the first, ended by stop
+	stop     context.CancelFunc
+}
+
+func newSlot(path string, f model.File, step int64) *slot {
+	s := &slot{file: f, path: path, step: step}
+	s.reset()
+	return s
+}
+
+// reset forgets all content.
+func (s *slot) reset() {
+	n := int((s.file.Size + s.step - 1) / s.step)
+	s.done, s.claimed, s.hash, s.hashed, s.sum, s.unsaved = make([]bool, n), nil, sha256.New(), 0, "", 0
+}
+
+func (s *slot) journal() string { return s.path + ".json" }
+
+// span is the place of range i.
+func (s *slot) span(i int) (off, n int64) {
+	off = int64(i) * s.step
+	return off, min(s.step, s.file.Size-off)
+}
+
+// bytes is how much of the content is written.
+func (s *slot) bytes() int64 {
+	var sum int64
+	for i, done := range s.done {
+		if done {
+			_, n := s.span(i)
+			sum += n
+		}
+	}
+	return sum
+}
+
+// newJob lays out the slots of p.
+func newJob(disk durable.Disk, dir string, p plan) *job {
+	j := &job{disk: disk, dir: dir, plan: p}
+	j.cond = sync.NewCond(&j.mu)
+	byDigest := map[model.Digest]int{}
+	for _, f := range p.Manifest.Files {
+		if at, ok := byDigest[f.Digest]; ok && f.Digest != "" {
+			j.of = append(j.of, at)
+			continue
+		}
+		byDigest[f.Digest] = len(j.slots)
+		j.of = append(j.of, len(j.slots))
+		j.slots = append(j.slots, newSlot(filepath.Join(dir, fmt.Sprintf("%05d", len(j.slots))), f, p.Step))
+	}
+	return j
+}
+
+// count sets the sums from the slots.
+func (j *job) count() {
+	j.fetch, j.have, j.left = 0, 0, 0
+	var got int64
+	for _, s := range j.slots {
+		switch {
+		case s.linked:
+		case s.sum != "":
+			j.fetch, got = j.fetch+s.file.Size, got+s.file.Size
+		default:
+			j.fetch, got = j.fetch+s.file.Size, got+s.bytes()
+		}
+		if s.sum == "" {
+			j.left++
+		}
+	}
+	j.have = j.plan.Manifest.Size() - j.fetch
+	j.got.Store(got)
+}
+
+// resume reads a partial download back from the disk.
+func (c *Cache) resume(name string) (*job, error) {
+	dir := c.at.partial(name)
+	var p plan
+	if err := readJSON(filepath.Join(dir, "plan.json"), &p); err != nil {
+		return nil, err
+	}
+	if _, err := checkManifest(model.Ref{}, p.Manifest); err != nil {
+		return nil, err
+	}
+	if p.Step < minRangeSize {
+		return nil, fmt.Errorf("%s: ranges of %d bytes", dir, p.Step)
+	}
+	j := newJob(c.disk, dir, p)
+	for _, s := range j.slots {
+		var saved journal
+		info, err := os.Lstat(s.path)
+		if err != nil || info.Size() != s.file.Size || readJSON(s.journal(), &saved) != nil || !s.restore(saved) {
+			s.reset() // fetched again: nothing says what is in it
+		}
+		if s.sum != "" {
+			// A crash while the blobs were named leaves one content with two names: count it once.
+			blob, err := os.Lstat(c.at.blob(s.sum))
+			s.linked = err == nil && os.SameFile(info, blob)
+		}
+	}
+	leftovers, err := filepath.Glob(filepath.Join(dir, durable.TempPrefix+"*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range leftovers {
+		if err := c.disk.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	j.admitted = true
+	j.count()
+	return j, nil
+}
+
+// restore takes over what a journal says, or reports that it makes no sense.
+func (s *slot) restore(saved journal) bool {
+	if saved.Sum != "" {
+		s.sum, s.linked = saved.Sum, saved.Linked
+		return s.file.Digest == "" || s.file.Digest == s.sum
+	}
+	if len(saved.Done) != (len(s.done)+7)/8 || saved.Hashed < 0 || saved.Hashed > s.file.Size {
+		return false
+	}
+	for i := range s.done {
+		s.done[i] = saved.Done[i/8]>>(i%8)&1 == 1
+	}
+	s.hashed = saved.Hashed
+	if s.hashed > s.contiguous() {
+		return false
+	}
+	h, ok := s.hash.(encoding.BinaryUnmarshaler)
+	return ok && h.UnmarshalBinary(saved.Hash) == nil
+}
+
+// contiguous is how many bytes from the start are written.
+func (s *slot) contiguous() int64 {
+	i := int(s.hashed / s.step)
+	for i < len(s.done) && s.done[i] {
+		i++
+	}
+	return min(int64(i)*s.step, s.file.Size)
+}
+
+// record is the journal of what is written now; true only of bytes that are synced after this call.
+func (s *slot) record() (journal, error) {
+	saved := journal{Done: make([]byte, (len(s.done)+7)/8), Hashed: s.hashed}
+	for i, done := range s.done {
+		if done {
+			saved.Done[i/8] |= 1 << (i % 8)
+		}
+	}
+	h, ok := s.hash.(encoding.BinaryMarshaler)
+	if !ok {
+		return saved, fmt.Errorf("%T cannot be saved", s.hash)
+	}
+	var err error
+	saved.Hash, err = h.MarshalBinary()
+	return saved, err
+}
+
+// prepare returns the job that brings e to m: the one that was interrupted, if it is for the same
+// content, or a new one. It returns nil if what is visible is m already.
+func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error) {
+	c.mu.Lock()
+	visible, j := e.visible, e.job
+	if j != nil && j.broken {
+		j = nil
+	}
+	c.mu.Unlock()
+	if visible != nil {
+		m.Files = trust(m.Files, visible.Files)
+		if m.Revision == visible.Revision && slices.Equal(m.Files, visible.Files) {
+			return nil, c.same(e, ref)
+		}
+	}
+	if j != nil && j.plan.Manifest.Revision == m.Revision && slices.Equal(j.plan.Manifest.Files, m.Files) {
+		return j, nil
+	}
+	if err := c.dropPartial(e); err != nil {
+		return nil, err
+	}
+	c.links.Lock()
+	defer c.links.Unlock()
+	dir := c.at.partial(e.name)
+	j = newJob(c.disk, dir, plan{Ref: fingerprint(ref), Step: c.cfg.RangeSize, Manifest: m})
+	if err := c.disk.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := writeJSON(c.disk, filepath.Join(dir, "plan.json"), j.plan, 0o600); err != nil {
+		return nil, err
+	}
+	if err := c.disk.SyncDir(c.at.partials()); err != nil {
+		return nil, err
+	}
+	for _, s := range j.slots {
+		c.mu.Lock()
+		size, here := c.blobs[s.file.Digest]
+		c.mu.Unlock()
+		if !here || size != s.file.Size {
+			continue
+		}
+		if err := c.disk.Link(c.at.blob(s.file.Digest), s.path); err != nil {
+			return nil, err
+		}
+		if err := writeJSON(c.disk, s.journal(), journal{Sum: s.file.Digest, Linked: true}, 0o600); err != nil {
+			return nil, err
+		}
+		s.sum, s.linked = s.file.Digest, true
+	}
+	j.count()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.job = j
+	return j, nil
+}
+
+// trust fills in digests that the origin does not name and that were recorded when the same version of
+// the same file was fetched.
+func trust(files, known []model.File) []model.File {
+	files = slices.Clone(files)
+	for i, f := range files {
+		if f.Digest != "" || f.Version == "" {
+			continue
+		}
+		for _, k := range known {
+			if k.Path == f.Path && k.Size == f.Size && k.Version == f.Version {
+				files[i].Digest = k.Digest
+			}
+		}
+	}
+	return files
+}
+
+// same notes that the visible model is what ref stands for.
+func (c *Cache) same(e *entry, ref model.Ref) error {
+	if err := c.dropPartial(e); err != nil {
+		return err
+	}
+	r := *e.visible // only the worker on e replaces it
+	r.Source, r.Ref = ref.String(), fingerprint(ref)
+	if r.Ref == e.visible.Ref {
+		return nil
+	}
+	if err := writeJSON(c.disk, c.at.manifest(e.name), r, 0o644); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.visible = &r
+	return nil
+}
+
+// allocate takes the blocks for what is still to come.
+func (j *job) allocate() error {
+	for _, s := range j.slots {
+		if s.sum != "" {
+			continue
+		}
+		f, err := j.disk.OpenFile(s.path, 0o600)
+		if err != nil {
+			return err
+		}
+		err = f.Preallocate(s.file.Size)
+		if closed := f.Close(); err == nil {
+			err = closed
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return j.disk.SyncDir(j.dir)
+}
+
+// allocated is how many bytes of the disk the job has taken for what it fetches.
+func (j *job) allocated() int64 {
+	var sum int64
+	for _, s := range j.slots {
+		if info, err := os.Lstat(s.path); err == nil && !s.linked {
+			sum += min(durable.Allocated(info), s.file.Size)
+		}
+	}
+	return sum
+}

@@ -1,0 +1,208 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+const (
+	workers        = 2 // models in progress at once: one alone cannot stop the others
+	firstRetry     = time.Second
+	lastRetry      = 5 * time.Minute
+	finalRetry     = 10 * time.Minute // for failures that somebody has to mend at the origin
+	resolveTimeout = 2 * time.Minute
+	progressEvery  = 500 * time.Millisecond
+)
+
+// Run reconciles what is asked for with what is there until ctx is done. It returns nil then, with
+// downloads left resumable. A failure is a model's status and never the end of Run.
+func (c *Cache) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	c.shrink(ctx)
+	for ctx.Err() == nil {
+		c.sweep()
+		wait := c.start(ctx, &group)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-c.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return nil
+}
+
+// start puts free workers on what is due, and returns how long the loop may sleep.
+func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, wait, busy := time.Now(), time.Hour, 0
+	var due []*entry
+	for _, e := range c.models {
+		switch {
+		case e.busy != nil:
+			busy++
+		case !e.due():
+		case e.retryAt.After(now):
+			wait = min(wait, e.retryAt.Sub(now))
+		default:
+			due = append(due, e)
+		}
+	}
+	// The config before wishes, new ones before those that failed, and then by name, to be predictable.
+	slices.SortFunc(due, func(a, b *entry) int {
+		if a.wanted != b.wanted {
+			if a.wanted {
+				return -1
+			}
+			return 1
+		}
+		if a.tries != b.tries {
+			return a.tries - b.tries
+		}
+		return strings.Compare(a.name, b.name)
+	})
+	for _, e := range due[:min(len(due), workers-min(busy, workers))] {
+		busy++
+		work, cancel := context.WithCancel(ctx)
+		e.busy, e.cancel, e.again = make(chan struct{}), cancel, false
+		e.retryAt = time.Time{}
+		ref := e.ref()
+		group.Go(func() {
+			defer cancel()
+			c.finish(work, e, ref, c.pull(work, e, ref))
+		})
+	}
+	if busy > 0 {
+		wait = min(wait, progressEvery)
+		c.publish()
+	}
+	return wait
+}
+
+// finish notes how a try went.
+func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.changed()
+	close(e.busy)
+	e.busy, e.cancel = nil, nil
+	if ctx.Err() != nil {
+		return // stopped, or not asked for any more: not a failure
+	}
+	if err == nil {
+		e.reason, e.message, e.final, e.tries = "", "", false, 0
+		c.log.Info("model is ready", "model", e.name, "source", ref.String(), "revision", e.visible.Revision)
+		c.roomChanged()
+		return
+	}
+	reason := model.ReasonOf(err)
+	if reason != e.reason || err.Error() != e.message {
+		c.log.Warn("model is not ready", "model", e.name, "reason", reason, "err", err)
+	}
+	c.failures[reason]++
+	e.reason, e.message, e.final = reason, err.Error(), model.IsFinal(err)
+	pause := finalRetry
+	if !e.final {
+		pause = backoff(e.tries)
+	}
+	e.tries++
+	e.retryAt = time.Now().Add(pause)
+	if e.visible != nil {
+		e.again = true // an update failed: the retry is due even where the reference is the same
+	}
+}
+
+// backoff is how long to wait after so many failures: 1 s, doubled up to 5 min, ± 20 % so that the nodes
+// of a cluster do not come back to the origin together.
+func backoff(tries int) time.Duration {
+	d := lastRetry
+	if tries < 9 {
+		d = min(d, firstRetry<<tries)
+	}
+	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+}
+
+// roomChanged lets models that wait for room try again. c.mu is held.
+func (c *Cache) roomChanged() {
+	for _, e := range c.models {
+		if e.reason == "NoSpace" && e.busy == nil {
+			e.retryAt = time.Time{}
+		}
+	}
+}
+
+// sweep drops partial downloads and entries that nobody asks for.
+func (c *Cache) sweep() {
+	c.mu.Lock()
+	var idle []*entry
+	for name, e := range c.models {
+		if e.asked() || e.busy != nil || e.removing {
+			continue
+		}
+		switch {
+		case e.job != nil:
+			idle = append(idle, e)
+		case e.visible == nil:
+			delete(c.models, name)
+			if err := c.remember(e, memory{}); err != nil {
+				c.log.Warn("a model's state file stays behind", "model", name, "err", err)
+			}
+			c.publish()
+		}
+	}
+	c.mu.Unlock()
+	for _, e := range idle {
+		if err := c.dropPartial(e); err != nil {
+			c.log.Warn("a partial download stays behind", "model", e.name, "err", err)
+		}
+	}
+}
+
+// pull brings one model from wherever it is to Ready.
+func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
+	src, ok := c.sources[ref.Scheme]
+	if !ok {
+		return c.unknownScheme(ref)
+	}
+	m, err := resolve(ctx, src, ref)
+	if err != nil {
+		return err
+	}
+	j, err := c.prepare(e, ref, m)
+	if err != nil || j == nil {
+		return err
+	}
+	if err := c.reserve(ctx, e, j); err != nil {
+		return err
+	}
+	if err := j.run(ctx, c, src, ref); err != nil {
+		switch model.ReasonOf(err) {
+		case "Changed": // what is there belongs to a revision that is gone
+			if drop := c.dropPartial(e); drop != nil {
+				return fmt.Errorf("%w; %w", err, drop)
+			}
+		}
+		return err
+	}
+	return c.reveal(e, ref, j)
+}
+
+func resolve(ctx context.Context, src Source, ref model.Ref) (model.Manifest, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	m, err := src.Resolve(ctx, ref)
+	if err != nil {
+		return m, fmt.Errorf("resolve %s: %w", ref, err)
+	}
+	return checkManifest(ref, m)
+}

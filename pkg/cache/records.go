@@ -1,0 +1,138 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// record is what a visible model consists of: store/manifests/<name>.json. Every file has a digest.
+type record struct {
+	Name      string       `json:"name"`
+	Source    string       `json:"source"` // for people: without query
+	Ref       string       `json:"ref"`    // fingerprint of the whole reference, whose query may be a secret
+	Revision  string       `json:"revision"`
+	Files     []model.File `json:"files"`
+	Published time.Time    `json:"published"`
+}
+
+func (r *record) size() int64 { return model.Manifest{Files: r.Files}.Size() }
+
+// plan is what a partial download is of: store/partial/<name>/plan.json.
+type plan struct {
+	Ref      string         `json:"ref"`
+	Step     int64          `json:"step"` // bytes a range, as of the first byte
+	Manifest model.Manifest `json:"manifest"`
+}
+
+// journal is how far one file of a partial download is known to be on the disk: NNNNN.json.
+type journal struct {
+	Done   []byte `json:"done,omitempty"`   // a bit per range, lowest first
+	Hashed int64  `json:"hashed,omitempty"` // bytes from the start that are in Hash
+	Hash   []byte `json:"hash,omitempty"`   // state of the sha256
+	// Sum is the digest of the whole file, set once it is complete and verified.
+	Sum model.Digest `json:"sum,omitempty"`
+	// Linked says that the content was here already, as a blob.
+	Linked bool `json:"linked,omitempty"`
+}
+
+// memory is what is kept about a model beyond its content: store/state/<name>.json, mode 0600, because
+// the reference's query may hold a signature.
+type memory struct {
+	Ref     model.Ref `json:"ref,omitzero"`
+	Wished  bool      `json:"wished,omitempty"` // by Pull
+	Pinned  bool      `json:"pinned,omitempty"` // by Pin
+	LastUse time.Time `json:"lastUse,omitzero"`
+}
+
+// fingerprint tells references apart without giving away what is in them.
+func fingerprint(r model.Ref) string {
+	sum := sha256.Sum256([]byte(r.URL() + "#" + string(r.Digest)))
+	return hex.EncodeToString(sum[:])
+}
+
+func readJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func writeJSON(disk durable.Disk, path string, v any, perm fs.FileMode) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return disk.WriteFile(path, append(data, '\n'), perm)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// checkManifest makes an origin's answer safe to use: paths that stay inside, no two alike, sizes that
+// are sizes. It sorts the files and puts the reference's digest on the one file that it is for.
+func checkManifest(ref model.Ref, m model.Manifest) (model.Manifest, error) {
+	bad := func(reason, format string, args ...any) (model.Manifest, error) {
+		return m, &model.Error{Reason: reason, Text: ref.String() + ": " + fmt.Sprintf(format, args...), Final: true}
+	}
+	if len(m.Files) == 0 {
+		return bad("Empty", "no files there: check the path")
+	}
+	m.Files = slices.Clone(m.Files)
+	slices.SortFunc(m.Files, func(a, b model.File) int { return strings.Compare(a.Path, b.Path) })
+	taken := map[string]bool{}
+	var total int64
+	for i, f := range m.Files {
+		if err := model.CheckPath(f.Path); err != nil {
+			return bad("BadPath", "%v: the origin must not name such a file", err)
+		}
+		if taken[f.Path] {
+			return bad("BadPath", "file %q is listed twice", f.Path)
+		}
+		taken[f.Path] = true
+		if f.Size < 0 || f.Size > 1<<50 || total > 1<<50 {
+			return bad("BadSize", "file %q has a size of %d bytes", f.Path, f.Size)
+		}
+		total += f.Size
+		if f.Digest != "" {
+			d, err := model.ParseDigest(string(f.Digest))
+			if err != nil {
+				return bad("BadDigest", "file %q: %v", f.Path, err)
+			}
+			m.Files[i].Digest = d
+		}
+	}
+	for p := range taken {
+		for i := strings.LastIndexByte(p, '/'); i > 0; i = strings.LastIndexByte(p[:i], '/') {
+			if taken[p[:i]] {
+				return bad("BadPath", "%q is both a file and a directory", p[:i])
+			}
+		}
+	}
+	if ref.Digest != "" {
+		if len(m.Files) != 1 {
+			return bad("BadDigest", "one sha256 is given for %d files", len(m.Files))
+		}
+		if d := m.Files[0].Digest; d != "" && d != ref.Digest {
+			return bad("WrongDigest", "the origin has sha256 %s, the reference asks for %s", d, ref.Digest)
+		}
+		m.Files[0].Digest = ref.Digest
+	}
+	return m, nil
+}

@@ -1,0 +1,235 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// reveal makes a complete job the visible model. In this order, each step durable before the next: the
+// blobs have their names; a directory of links is built aside; the manifest says what it holds; one
+// rename or exchange shows it. After a crash the next Open takes what is visible for what it is.
+func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
+	c.links.Lock()
+	defer c.links.Unlock()
+	r := &record{Name: e.name, Source: ref.String(), Ref: fingerprint(ref),
+		Revision: j.plan.Manifest.Revision, Files: slices.Clone(j.plan.Manifest.Files), Published: time.Now().UTC()}
+	for i, at := range j.of {
+		r.Files[i].Digest = j.slots[at].sum
+	}
+	if err := c.nameBlobs(j); err != nil {
+		return fmt.Errorf("store the files of model %s: %w", e.name, err)
+	}
+	aside, err := c.at.scratch(e.name)
+	if err != nil {
+		return err
+	}
+	if err := c.show(aside, r); err != nil {
+		return errors.Join(fmt.Errorf("publish model %s: %w", e.name, err), c.disk.RemoveTree(aside))
+	}
+
+	c.mu.Lock()
+	old := e.visible
+	e.visible, e.job = r, nil
+	for _, s := range j.slots {
+		c.blobs[s.sum] = s.file.Size
+	}
+	m := e.memory
+	m.LastUse = time.Now()
+	err = c.remember(e, m)
+	c.publish()
+	c.mu.Unlock()
+
+	// The model is visible. What fails from here on is swept by the next Open.
+	err = errors.Join(err, c.disk.RemoveTree(aside), c.disk.RemoveTree(j.dir))
+	if old != nil {
+		for _, f := range old.Files {
+			err = errors.Join(err, c.dropOrphan(f.Digest))
+		}
+	}
+	if err != nil {
+		c.log.Warn("leftovers of a publication stay behind", "model", e.name, "err", err)
+	}
+	return nil
+}
+
+// nameBlobs links the job's content into the store. Another model may have brought the same.
+func (c *Cache) nameBlobs(j *job) error {
+	dirs := map[string]bool{}
+	for _, s := range j.slots {
+		blob := c.at.blob(s.sum)
+		c.mu.Lock()
+		size, here := c.blobs[s.sum]
+		c.mu.Unlock()
+		if here && size == s.file.Size {
+			continue
+		}
+		if err := c.disk.Remove(blob); err != nil {
+			return err
+		}
+		if dir := filepath.Dir(blob); !dirs[dir] {
+			dirs[dir] = true
+			if err := c.disk.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := c.disk.Link(s.path, blob); err != nil {
+			return err
+		}
+	}
+	if len(dirs) > 0 {
+		dirs[c.at.blobs()] = true
+	}
+	return c.syncDirs(dirs)
+}
+
+func (c *Cache) syncDirs(dirs map[string]bool) error {
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
+		if err := c.disk.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// show builds the directory of r aside and makes it the visible one.
+func (c *Cache) show(aside string, r *record) error {
+	dirs := map[string]bool{aside: true}
+	if err := c.disk.MkdirAll(aside, 0o755); err != nil {
+		return err
+	}
+	for _, f := range r.Files {
+		to := filepath.Join(aside, filepath.FromSlash(f.Path))
+		for dir := filepath.Dir(to); !dirs[dir]; dir = filepath.Dir(dir) {
+			dirs[dir] = true
+		}
+		if err := c.disk.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if err := c.disk.Link(c.at.blob(f.Digest), to); err != nil {
+			return err
+		}
+	}
+	for dir := range dirs {
+		if err := c.disk.Chmod(dir, 0o555); err != nil {
+			return err
+		}
+	}
+	if err := c.syncDirs(dirs); err != nil {
+		return err
+	}
+	if err := writeJSON(c.disk, c.at.next(r.Name), r, 0o644); err != nil {
+		return err
+	}
+	if _, err := c.disk.Publish(aside, c.at.visible(r.Name)); err != nil {
+		return err
+	}
+	if err := c.disk.Rename(c.at.next(r.Name), c.at.manifest(r.Name)); err != nil {
+		return err
+	}
+	return c.disk.SyncDir(c.at.manifests())
+}
+
+// Verify hashes every file of a visible model again and returns the paths whose content is not what it
+// was when it was published. Damaged content is withdrawn at once, from every model that shares it, as
+// Remove does it; what is still asked for is then fetched again.
+func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err error) {
+	c.mu.Lock()
+	e := c.models[name]
+	if e == nil || e.visible == nil {
+		c.mu.Unlock()
+		return nil, notFound(name)
+	}
+	r := e.visible
+	c.mu.Unlock()
+	bad := map[model.Digest]bool{}
+	for _, f := range r.Files {
+		sum, err := hashFile(ctx, filepath.Join(c.at.visible(name), filepath.FromSlash(f.Path)))
+		if ctx.Err() != nil {
+			return damaged, ctx.Err()
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			c.log.Error("a file of a model cannot be read", "model", name, "path", f.Path, "err", err)
+		}
+		if err != nil || sum != f.Digest {
+			damaged = append(damaged, f.Path)
+			bad[f.Digest] = true
+		}
+	}
+	if len(bad) == 0 {
+		return nil, nil
+	}
+	c.log.Error("a model is damaged on disk", "model", name, "files", damaged)
+	return damaged, c.condemn(ctx, bad)
+}
+
+// condemn withdraws whatever holds one of the digests.
+func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
+	holds := func(files []model.File) bool {
+		return slices.ContainsFunc(files, func(f model.File) bool { return bad[f.Digest] })
+	}
+	c.mu.Lock()
+	var shown, partial []*entry
+	for _, e := range c.models {
+		if e.visible != nil && holds(e.visible.Files) {
+			shown = append(shown, e)
+		}
+		if e.job != nil && holds(e.job.plan.Manifest.Files) {
+			partial = append(partial, e)
+		}
+	}
+	for d := range bad {
+		delete(c.blobs, d) // nothing links it from here on
+	}
+	c.mu.Unlock()
+	var errs []error
+	for _, e := range partial {
+		c.mu.Lock()
+		busy := e.busy
+		e.restart()
+		c.mu.Unlock()
+		if busy != nil {
+			select {
+			case <-busy:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		errs = append(errs, c.dropPartial(e))
+	}
+	for _, e := range shown {
+		errs = append(errs, c.withdraw(ctx, e))
+	}
+	return errors.Join(errs...)
+}
+
+func hashFile(ctx context.Context, path string) (model.Digest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h, buf := sha256.New(), make([]byte, bufferSize)
+	for ctx.Err() == nil {
+		n, err := f.Read(buf)
+		h.Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			return model.Digest(hex.EncodeToString(h.Sum(nil))), nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return "", ctx.Err()
+}

@@ -1,0 +1,268 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// unlabelTimeout bounds how long an eviction waits for others to stop sending pods here: the model that
+// needs the room fails and is tried again.
+const unlabelTimeout = time.Minute
+
+// reserve promises j the room for all that it still has to fetch, and takes the blocks on the disk. It
+// evicts what it must, the longest unused first, and nothing if that would not do.
+func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
+	c.admit.Lock()
+	defer c.admit.Unlock()
+	for {
+		room, needs, err := c.room(j)
+		if err != nil {
+			return err
+		}
+		if needs <= room {
+			break
+		}
+		victims, freed := c.evictable(e)
+		if needs > room+freed || len(victims) == 0 {
+			return errors.Join(&model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
+				"model %s needs %s, free %s, evictable %s: raise the limit, or unpin or remove models",
+				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed))}, c.dropPartial(e))
+		}
+		if err := c.evict(ctx, victims[0]); err != nil {
+			return fmt.Errorf("evict %s: %w", victims[0].name, err)
+		}
+	}
+	c.mu.Lock()
+	j.admitted = true
+	c.publish()
+	c.mu.Unlock()
+	if err := j.allocate(); err != nil {
+		if errors.Is(err, syscall.ENOSPC) {
+			return errors.Join(&model.Error{Reason: "NoSpace", Err: err, Text: fmt.Sprintf(
+				"model %s needs %s and the disk is full", e.name, bytesText(j.fetch))}, c.dropPartial(e))
+		}
+		return err
+	}
+	return nil
+}
+
+// room is what the limit and the filesystem leave for j, and what j still needs of it. A job that
+// was admitted before has its reservation and its blocks.
+func (c *Cache) room(j *job) (room, needs int64, err error) {
+	_, free, err := durable.Space(c.cfg.Root)
+	if err != nil {
+		return 0, 0, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	used, reserved := c.ledger()
+	if j.admitted {
+		used, reserved = used-j.got.Load(), reserved-(j.fetch-j.got.Load())
+	}
+	room = c.limit - used - reserved
+	// On the disk the blocks of other jobs are taken already, and j's own are what it has allocated.
+	return min(room, free-c.keepFree+j.allocated()), j.fetch, nil
+}
+
+// evictable lists the models that may go for the sake of e, in the order in which they would, and the
+// bytes that this would free. What the config asks for never goes: two models that do not fit together
+// would evict each other for ever.
+func (c *Cache) evictable(e *entry) ([]*entry, int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var victims []*entry
+	kept := map[model.Digest]bool{}
+	keep := func(files []model.File) {
+		for _, f := range files {
+			kept[f.Digest] = true
+		}
+	}
+	for _, m := range c.models {
+		switch {
+		case m.visible == nil:
+		case m == e || m.pinned() || m.wanted || m.removing || m.busy != nil:
+			keep(m.visible.Files)
+		default:
+			victims = append(victims, m)
+		}
+		if m.job != nil {
+			keep(m.job.plan.Manifest.Files)
+		}
+	}
+	var freed int64
+	for _, m := range victims {
+		for _, f := range m.visible.Files {
+			if !kept[f.Digest] {
+				kept[f.Digest] = true
+				freed += c.blobs[f.Digest]
+			}
+		}
+	}
+	slices.SortFunc(victims, func(a, b *entry) int { return a.memory.LastUse.Compare(b.memory.LastUse) })
+	return victims, freed
+}
+
+// shrink evicts until what is here fits the limit, which may be lower than it was.
+func (c *Cache) shrink(ctx context.Context) {
+	c.admit.Lock()
+	defer c.admit.Unlock()
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		used, reserved := c.ledger()
+		c.mu.Unlock()
+		victims, _ := c.evictable(nil)
+		if used+reserved <= c.limit || len(victims) == 0 {
+			return
+		}
+		if err := c.evict(ctx, victims[0]); err != nil {
+			c.log.Warn("the cache is over its limit", "used", used, "limit", c.limit, "err", err)
+			return
+		}
+	}
+}
+
+func (c *Cache) evict(ctx context.Context, e *entry) error {
+	ctx, cancel := context.WithTimeout(ctx, unlabelTimeout)
+	defer cancel()
+	c.mu.Lock()
+	if e.wanted || e.pinned() || e.removing {
+		c.mu.Unlock()
+		return nil // somebody was faster: count again
+	}
+	m := e.memory
+	m.Wished = false // or it would come back and evict in its turn
+	err := c.remember(e, m)
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	c.log.Info("evicting a model", "model", e.name, "lastUse", e.memory.LastUse)
+	if err := c.withdraw(ctx, e); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.evicted++
+	return nil
+}
+
+// withdraw takes a model out of sight and off the disk: first the inventory says Removing, then whoever
+// promised the model to others takes that back, then the directory goes in one step, then the content.
+func (c *Cache) withdraw(ctx context.Context, e *entry) error {
+	c.mu.Lock()
+	r := e.visible
+	if r == nil || e.removing {
+		c.mu.Unlock()
+		return nil
+	}
+	e.removing = true
+	c.publish()
+	c.mu.Unlock()
+	err := c.erase(ctx, e.name, r)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.removing = false
+	if !exists(c.at.visible(e.name)) {
+		e.visible = nil
+		c.roomChanged()
+	}
+	c.changed()
+	return err
+}
+
+func (c *Cache) erase(ctx context.Context, name string, r *record) error {
+	if c.cfg.Unlabelled != nil {
+		if err := c.cfg.Unlabelled(ctx, name); err != nil {
+			return fmt.Errorf("take back the labels of model %s: %w", name, err)
+		}
+	}
+	c.links.Lock()
+	defer c.links.Unlock()
+	if err := c.hide(name); err != nil {
+		return err
+	}
+	if err := c.disk.Remove(c.at.manifest(name)); err != nil {
+		return err
+	}
+	for _, f := range r.Files {
+		if err := c.dropOrphan(f.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropPartial gives up a partial download and its reservation. No worker is on it, or it is the caller.
+func (c *Cache) dropPartial(e *entry) error {
+	c.links.Lock()
+	defer c.links.Unlock()
+	if err := c.disk.RemoveTree(c.at.partial(e.name)); err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if e.job != nil {
+			e.job.broken = true
+		}
+		return err
+	}
+	c.mu.Lock()
+	j := e.job
+	e.job = nil
+	if j != nil && j.admitted {
+		c.roomChanged()
+		c.changed()
+	}
+	c.mu.Unlock()
+	if j == nil {
+		return nil
+	}
+	for _, f := range j.plan.Manifest.Files {
+		if f.Digest == "" {
+			continue
+		}
+		if err := c.dropOrphan(f.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove takes a model that was asked for by Pull, or by a config of the past, off this node. It
+// returns when the model is gone.
+func (c *Cache) Remove(ctx context.Context, name string) error {
+	c.mu.Lock()
+	e := c.models[name]
+	if e == nil || !e.asked() && e.visible == nil {
+		c.mu.Unlock()
+		return notFound(name)
+	}
+	if e.wanted {
+		c.mu.Unlock()
+		return &model.Error{Reason: "Wanted", Final: true,
+			Text: fmt.Sprintf("model %s is in the config and would come back: remove it there first", name)}
+	}
+	err := c.remember(e, memory{LastUse: e.memory.LastUse})
+	busy := e.busy
+	if err == nil {
+		e.restart()
+		c.changed()
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if busy != nil {
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return c.withdraw(ctx, e) // a partial download goes with the next sweep
+}

@@ -1,0 +1,229 @@
+package cache
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// scan rebuilds what is known from the disk, and sweeps what nothing refers to.
+func (c *Cache) scan() error {
+	return errors.Join(c.scanBlobs(), c.scanStates(), c.scanModels(), c.scanPartials(), c.sweepBlobs())
+}
+
+// scanBlobs reads the blobs' sizes; sweepBlobs, at the end, drops those that nobody has a link to.
+func (c *Cache) scanBlobs() error {
+	return filepath.WalkDir(c.at.blobs(), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		d, err := model.ParseDigest(e.Name())
+		if err != nil || c.at.blob(d) != path || !e.Type().IsRegular() {
+			return c.disk.Remove(path)
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		c.blobs[d] = info.Size()
+		return nil
+	})
+}
+
+// names lists the models that have an entry in dir, and removes what has no model's name.
+func (c *Cache) names(dir, suffix string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), suffix)
+		if ok && model.CheckName(name) == nil {
+			names = append(names, name)
+			continue
+		}
+		if err := c.disk.RemoveTree(filepath.Join(dir, e.Name())); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}
+
+func (c *Cache) scanStates() error {
+	names, err := c.names(c.at.states(), ".json")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		var m memory
+		if err := readJSON(c.at.state(name), &m); err != nil {
+			c.log.Warn("forgetting an unreadable model state", "model", name, "err", err)
+			if err := c.disk.Remove(c.at.state(name)); err != nil {
+				return err
+			}
+			continue
+		}
+		c.entry(name).memory = m
+	}
+	return nil
+}
+
+// scanModels takes a directory for a model only if it holds exactly what a manifest says, as links of
+// blobs. After a crash in the middle of an exchange that is the next manifest or the current one.
+func (c *Cache) scanModels() error {
+	pending, err := filepath.Glob(filepath.Join(c.at.manifests(), "*+next.json"))
+	if err != nil {
+		return err
+	}
+	for _, path := range pending {
+		name := strings.TrimSuffix(filepath.Base(path), "+next.json")
+		var r record
+		if readJSON(path, &r) == nil && c.matches(name, &r) {
+			err = errors.Join(c.disk.Rename(path, c.at.manifest(name)), c.disk.SyncDir(c.at.manifests()))
+		} else {
+			err = c.disk.Remove(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	manifests, err := c.names(c.at.manifests(), ".json")
+	if err != nil {
+		return err
+	}
+	for _, name := range manifests {
+		var r record
+		err := readJSON(c.at.manifest(name), &r)
+		if err == nil && c.matches(name, &r) {
+			c.entry(name).visible = &r
+			continue
+		}
+		c.log.Warn("dropping a model that is not what its manifest says", "model", name, "err", err)
+		if err := errors.Join(c.hide(name), c.disk.Remove(c.at.manifest(name))); err != nil {
+			return err
+		}
+	}
+	dirs, err := c.names(c.at.byName(), "")
+	if err != nil {
+		return err
+	}
+	for _, name := range dirs {
+		if e := c.models[name]; e == nil || e.visible == nil {
+			c.log.Warn("dropping a model directory without a manifest", "model", name)
+			if err := c.hide(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hide takes a model's directory out of sight in one step and then deletes it.
+func (c *Cache) hide(name string) error {
+	if !exists(c.at.visible(name)) {
+		return nil
+	}
+	aside, err := c.at.scratch(name)
+	if err != nil {
+		return err
+	}
+	if err := c.disk.Rename(c.at.visible(name), aside); err != nil {
+		return err
+	}
+	return errors.Join(c.disk.SyncDir(c.at.byName()), c.disk.RemoveTree(aside))
+}
+
+// matches reports whether the visible directory of a model holds exactly the files of r. It trusts the
+// size of a blob and not its content: see Verify.
+func (c *Cache) matches(name string, r *record) bool {
+	root, want := c.at.visible(name), map[string]model.File{}
+	if r.Name != name {
+		return false
+	}
+	for _, f := range r.Files {
+		if d, err := model.ParseDigest(string(f.Digest)); err != nil || d != f.Digest {
+			return false
+		}
+		want[f.Path] = f
+	}
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		f, ok := want[filepath.ToSlash(rel)]
+		if !ok {
+			return fs.ErrInvalid
+		}
+		delete(want, f.Path)
+		here, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		blob, err := os.Lstat(c.at.blob(f.Digest))
+		if err != nil {
+			return err
+		}
+		if !os.SameFile(here, blob) || blob.Size() != f.Size {
+			return fs.ErrInvalid
+		}
+		return nil
+	})
+	return err == nil && len(want) == 0
+}
+
+func (c *Cache) scanPartials() error {
+	names, err := c.names(c.at.partials(), "")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		j, err := c.resume(name)
+		if err == nil {
+			c.entry(name).job = j
+			continue
+		}
+		c.log.Warn("dropping an unreadable partial download", "model", name, "err", err)
+		if err := c.disk.RemoveTree(c.at.partial(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepBlobs drops every blob that no model and no partial download has a link to.
+func (c *Cache) sweepBlobs() error {
+	for d := range c.blobs {
+		if err := c.dropOrphan(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropOrphan deletes a blob if its own name is the last. While the cache runs, c.links is held.
+func (c *Cache) dropOrphan(d model.Digest) error {
+	info, err := os.Lstat(c.at.blob(d))
+	if err == nil {
+		if durable.Links(info) > 1 {
+			return nil
+		}
+		err = c.disk.Remove(c.at.blob(d))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.blobs, d)
+	return nil
+}
