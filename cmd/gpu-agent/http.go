@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/exporter-toolkit/web"
+)
+
+//go:embed page.html
+var pageSource string
+
+// web is what anybody may see over TCP. Nothing here changes state.
+func (a *agent) web(metrics http.Handler) (http.Handler, error) {
+	page, err := template.New("page").Funcs(template.FuncMap{"bytes": formatBytes, "age": formatAge}).Parse(pageSource)
+	if err != nil {
+		return nil, fmt.Errorf("status page: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeReady(w, a.state()) })
+	mux.HandleFunc("GET /debug/snapshot", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.state()) })
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+		if err := page.Execute(w, a.state()); err != nil {
+			a.log.Debug("status page", "error", err)
+		}
+	})
+	return mux, nil
+}
+
+// writeReady says of each part whether it is ready, and why not.
+func writeReady(w http.ResponseWriter, s *state) {
+	ready := s.ready()
+	status := http.StatusOK
+	var text strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(ready)) {
+		if why := ready[name]; why != "" {
+			status = http.StatusServiceUnavailable
+			fmt.Fprintf(&text, "[-] %s: %s\n", name, why)
+			continue
+		}
+		fmt.Fprintf(&text, "[+] %s\n", name)
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	fmt.Fprint(w, text.String())
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // the reader went away
+}
+
+// serve answers on l until ctx is done. webConfig is exporter-toolkit's file for TLS and basic auth.
+func serve(ctx context.Context, l net.Listener, h http.Handler, webConfig string, log *slog.Logger) error {
+	systemd := false
+	flags := &web.FlagConfig{WebConfigFile: &webConfig, WebSystemdSocket: &systemd}
+	return until(ctx, h, log, func(srv *http.Server) error {
+		return web.ServeMultiple([]net.Listener{l}, srv, flags, log)
+	})
+}
+
+// until runs a server until ctx is done, and lets its last answers go out.
+func until(ctx context.Context, h http.Handler, log *slog.Logger, run func(*http.Server) error) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		_ = srv.Shutdown(grace)
+		_ = srv.Close()
+	})
+	err := run(srv)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}

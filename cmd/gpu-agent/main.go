@@ -1,0 +1,128 @@
+// Gpu-agent is the node agent of a GPU cluster: device plugin, metrics, labels and model cache.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// The exit codes.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2 // bad usage or configuration
+	exitTimeout = 3
+)
+
+// usageError is an error of the caller's: exit 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+var errTimeout = errors.New("timed out")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the whole program.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := command()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, new(usageError)):
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	case errors.Is(err, errTimeout):
+		fmt.Fprintln(stderr, "gpu-agent:", err)
+		return exitTimeout
+	}
+	fmt.Fprintln(stderr, "gpu-agent:", err)
+	return exitFailed
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "gpu-agent",
+		Short:         "GPUs, metrics, labels and models of one node",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version,
+		Args:          cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{errors.New("gpu-agent: no command: see gpu-agent --help")}
+		},
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+	})
+	root.AddCommand(runCommand(), statusCommand(), labelsCommand(), devicesCommand(), configCommand(), modelsCommand())
+	usageErrors(root)
+	return root
+}
+
+// usageErrors makes wrong arguments of every command the caller's error.
+func usageErrors(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		usageErrors(sub)
+	}
+}
+
+// group is a command that only holds others.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("%s: unknown command %q: see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())}
+		}
+		return usageError{fmt.Errorf("%s: no command: see %s --help", cmd.CommandPath(), cmd.CommandPath())}
+	}
+	cmd.AddCommand(subs...)
+	return cmd
+}
+
+// fromEnvironment sets each flag that was not given from its GPU_AGENT_ variable.
+func fromEnvironment(flags *pflag.FlagSet) error {
+	var wrong error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := "GPU_AGENT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, set := os.LookupEnv(name)
+		if !set || f.Changed || f.Name == "help" || f.Name == "version" {
+			return
+		}
+		if err := flags.Set(f.Name, value); err != nil && wrong == nil {
+			wrong = usageError{fmt.Errorf("$%s: %w", name, err)}
+		}
+	})
+	return wrong
+}

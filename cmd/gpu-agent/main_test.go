@@ -1,0 +1,84 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"gpu-agent": main})
+}
+
+// TestScripts runs the real program. $ORIGIN serves a model; $DIGEST is its sha256.
+func TestScripts(t *testing.T) {
+	content := strings.Repeat("0123456789abcdef", 1<<16)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/model.bin", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"1"`)
+		http.ServeContent(w, r, "model.bin", time.Time{}, strings.NewReader(content))
+	})
+	mux.HandleFunc("/forbidden.bin", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) })
+	origin := httptest.NewServer(mux)
+	t.Cleanup(origin.Close) // the scripts are parallel subtests
+
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("ORIGIN", origin.URL)
+			env.Setenv("DIGEST", fmt.Sprintf("%x", sha256.Sum256([]byte(content))))
+			env.Setenv("NODE_NAME", "node-1")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"eventually": eventually,
+			"expand":     expand,
+		},
+	})
+}
+
+// eventually runs a command until it succeeds and, with -match TEXT, prints TEXT; at most 20 s.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	want := ""
+	if len(args) > 2 && args[0] == "-match" {
+		want, args = args[1], args[2:]
+	}
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: eventually [-match TEXT] COMMAND [ARG...]")
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := ts.Exec(args[0], args[1:]...)
+		out := ts.ReadFile("stdout") + ts.ReadFile("stderr")
+		if err == nil && strings.Contains(out, want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("not within 20 s: %v (%v); last:\n%s", args, err, out)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}
+
+// expand replaces $VARIABLES in files.
+func expand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: expand FILE...")
+	}
+	for _, name := range args {
+		text := ts.ReadFile(name)
+		for _, v := range []string{"WORK", "ORIGIN", "DIGEST"} {
+			text = strings.ReplaceAll(text, "$"+v, ts.Getenv(v))
+		}
+		ts.Check(writeFile(ts.MkAbs(name), text))
+	}
+}
+
+func writeFile(path, text string) error { return os.WriteFile(path, []byte(text), 0o644) }

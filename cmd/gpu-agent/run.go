@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/gpu-agent/gpu-agent/pkg/config"
+)
+
+func runCommand() *cobra.Command {
+	var flags configFlags
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "The agent",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := flags.load()
+			if err != nil {
+				return err
+			}
+			log := newLog(c.Log, cmd.ErrOrStderr())
+			klog.SetLogger(logr.FromSlogHandler(log.Handler()))
+			return runAgent(cmd.Context(), c, &flags, log)
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func newLog(c config.Log, w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Level)) // checked with the configuration
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// runAgent runs the agent, and builds it anew when an edit of the file asks for more than other models.
+func runAgent(ctx context.Context, c config.Config, flags *configFlags, log *slog.Logger) error {
+	edits, err := watchFile(flags.file, log)
+	if err != nil {
+		return err
+	}
+	defer edits.close()
+	for {
+		a, err := newAgent(c, flags.file, log)
+		if err != nil {
+			return err
+		}
+		next, err := a.runUntilEdited(ctx, edits.changed, flags.load)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		log.Info("configuration changed: the parts start again", "file", flags.file)
+		c = next
+	}
+}
+
+// runUntilEdited runs the agent until ctx is done or an edit asks for another one; it returns that edit.
+func (a *agent) runUntilEdited(ctx context.Context, changed <-chan struct{}, load func() (config.Config, error)) (config.Config, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- a.run(ctx) }()
+	for {
+		select {
+		case err := <-ended:
+			return config.Config{}, err
+		case <-changed:
+		}
+		next, err := load()
+		a.configError(err)
+		if err != nil {
+			a.log.Error("the edited configuration is not in force", "error", err)
+			continue
+		}
+		if sameButModels(a.config, next) {
+			a.want(next)
+			continue
+		}
+		stop()
+		return next, <-ended
+	}
+}
+
+// sameButModels reports whether two configurations differ at most in the list of models.
+func sameButModels(a, b config.Config) bool {
+	a.Cache.Models, b.Cache.Models = nil, nil
+	return reflect.DeepEqual(a, b)
+}
+
+// fileWatch tells when a file was edited or, as the kubelet does with a ConfigMap, replaced through a
+// symlink of its folder.
+type fileWatch struct {
+	changed chan struct{}
+	watcher *fsnotify.Watcher
+	ended   chan struct{}
+}
+
+// watchFile watches path; "" is never edited.
+func watchFile(path string, log *slog.Logger) (*fileWatch, error) {
+	w := &fileWatch{changed: make(chan struct{}, 1), ended: make(chan struct{})}
+	if path == "" {
+		close(w.ended)
+		return w, nil
+	}
+	var err error
+	if w.watcher, err = fsnotify.NewWatcher(); err != nil {
+		return nil, fmt.Errorf("watch %s: %w", path, err)
+	}
+	// The folder, not the file: an edit may replace either the file or the symlink that leads to it.
+	if err := w.watcher.Add(filepath.Dir(path)); err != nil {
+		_ = w.watcher.Close()
+		return nil, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
+	}
+	go w.run(path, log)
+	return w, nil
+}
+
+func (w *fileWatch) run(path string, log *slog.Logger) {
+	defer close(w.ended)
+	last, _ := os.ReadFile(path)
+	for {
+		select {
+		case _, ok := <-w.watcher.Events:
+			if !ok {
+				return
+			}
+			now, err := os.ReadFile(path)
+			if err != nil || string(now) == string(last) {
+				continue // in the middle of a replacement, or another file
+			}
+			last = now
+			select {
+			case w.changed <- struct{}{}:
+			default:
+			}
+		case err, ok := <-w.watcher.Errors:
+			if !ok {
+				return
+			}
+			log.Error("watching the configuration", "error", err)
+		}
+	}
+}
+
+func (w *fileWatch) close() {
+	if w.watcher != nil {
+		_ = w.watcher.Close()
+	}
+	<-w.ended
+}

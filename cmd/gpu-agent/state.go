@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/internal/supervise"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+// state is all that the agent knows at one moment: /debug/snapshot, the page and `status` show it.
+type state struct {
+	Version  string                    `json:"version"`
+	Node     string                    `json:"node"`
+	Started  time.Time                 `json:"started"`
+	Config   configState               `json:"config"`
+	Tasks    map[string]supervise.Task `json:"tasks"`
+	Snapshot *gpu.Snapshot             `json:"snapshot"`
+	Offers   []resource.Offer          `json:"offers"`
+	Plugin   *pluginState              `json:"plugin,omitempty"` // nil: the device plugin is off
+
+	// Owners holds who uses each GPU, as the kubelet says; PodsKnown is false when it does not answer.
+	Owners    map[gpu.UUID][]resource.Owner `json:"owners,omitempty"`
+	PodsKnown bool                          `json:"podsKnown"`
+
+	Cache  *model.Inventory  `json:"cache,omitempty"` // nil: the cache is off or not open
+	Labels map[string]string `json:"labels"`
+	// Foreign are label keys that somebody else owns and that are left alone.
+	Foreign []string `json:"foreignLabels,omitempty"`
+}
+
+// configState says whether the file in force is the file on disk.
+type configState struct {
+	File  string `json:"file,omitempty"`
+	Error string `json:"error,omitempty"` // of the newest file, which is then not in force
+}
+
+type pluginState struct {
+	Registered  bool      `json:"registered"`
+	Since       time.Time `json:"since,omitzero"`
+	Error       string    `json:"error,omitempty"`
+	Allocations uint64    `json:"allocations"`
+}
+
+// ready says of each part why it is not ready; "" is ready.
+func (s *state) ready() map[string]string {
+	parts := map[string]string{"driver": "", "config": s.Config.Error}
+	if !s.Snapshot.Driver.Loaded {
+		parts["driver"] = "not loaded: " + s.Snapshot.Driver.Error
+	}
+	for name, task := range s.Tasks {
+		parts[name] = task.Error
+		if !task.Up && task.Error == "" {
+			parts[name] = "not running"
+		}
+	}
+	if s.Plugin != nil && !s.Plugin.Registered && parts["deviceplugin"] == "" {
+		parts["deviceplugin"] = "not registered with the kubelet: " + s.Plugin.Error
+	}
+	return parts
+}
+
+// Holders are the pods that use a GPU, for people.
+func (s *state) Holders(id gpu.UUID) string {
+	text := ""
+	for i, o := range s.Owners[id] {
+		if i > 0 {
+			text += ", "
+		}
+		text += o.Namespace + "/" + o.Pod
+	}
+	return text
+}
+
+// formatBytes writes a size as people read it, in powers of 1024.
+func formatBytes(n any) string {
+	var v float64
+	switch n := n.(type) {
+	case int64:
+		v = float64(n)
+	case uint64:
+		v = float64(n)
+	case *uint64:
+		if n == nil {
+			return "-"
+		}
+		v = float64(*n)
+	default:
+		return fmt.Sprint(n)
+	}
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	i := 0
+	for v >= 1024 && i < len(units)-1 {
+		v /= 1024
+		i++
+	}
+	if i == 0 {
+		return fmt.Sprintf("%.0f %s", v, units[i])
+	}
+	return fmt.Sprintf("%.1f %s", v, units[i])
+}
+
+func formatAge(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return time.Since(t).Truncate(time.Second).String()
+}

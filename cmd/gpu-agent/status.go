@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+)
+
+func statusCommand() *cobra.Command {
+	var socket socketFlag
+	var output outputFlag
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "GPUs, health with reasons, pods, models and tasks of the running agent",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := output.check(); err != nil {
+				return err
+			}
+			s, err := socket.client().state(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if output.json() {
+				return printJSON(cmd.OutOrStdout(), s)
+			}
+			return s.print(cmd.OutOrStdout())
+		},
+	}
+	socket.add(cmd)
+	output.add(cmd)
+	return cmd
+}
+
+// print is one screen for people.
+func (s *state) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	d := s.Snapshot.Driver
+	switch {
+	case s.Snapshot.Simulated:
+		fmt.Fprintf(w, "node %s\tgpu-agent %s\tsimulated GPUs, no driver\n", s.Node, s.Version)
+	case d.Loaded:
+		fmt.Fprintf(w, "node %s\tgpu-agent %s\tdriver %s\n", s.Node, s.Version, d.Version)
+	default:
+		fmt.Fprintf(w, "node %s\tgpu-agent %s\tno driver: %s\n", s.Node, s.Version, d.Error)
+	}
+	if s.Config.Error != "" {
+		fmt.Fprintf(w, "config\tthe newest file is not in force:\t%s\n", s.Config.Error)
+	}
+	fmt.Fprintln(w, "\nGPU\tUUID\tMODEL\tMEMORY USED\tUTIL\tTEMP\tHEALTH\tPODS")
+	for i := range s.Snapshot.Devices {
+		s.printDevice(w, &s.Snapshot.Devices[i])
+	}
+	if s.Cache != nil {
+		fmt.Fprintf(w, "\nMODEL\tSTATE\tSIZE\tREVISION\tNOTE\n")
+		for _, m := range s.Cache.Models {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), m.Message)
+		}
+		fmt.Fprintf(w, "cache %s\t%s used, %s reserved, of %s\n", s.Cache.Root, formatBytes(s.Cache.Used), formatBytes(s.Cache.Reserved), formatBytes(s.Cache.Limit))
+	}
+	fmt.Fprintf(w, "\nPART\tREADY\tWHY NOT\n")
+	ready := s.ready()
+	for _, name := range slices.Sorted(maps.Keys(ready)) {
+		fmt.Fprintf(w, "%s\t%t\t%s\n", name, ready[name] == "", ready[name])
+	}
+	return w.Flush()
+}
+
+func (s *state) printDevice(w io.Writer, d *gpu.Device) {
+	used, util, temp := "-", "-", "-"
+	if st := d.Stats; st != nil {
+		used = formatBytes(st.MemoryUsed)
+		if st.Utilization != nil {
+			util = fmt.Sprintf("%.0f %%", *st.Utilization*100)
+		}
+		if st.Temperature != nil {
+			temp = fmt.Sprintf("%.0f C", *st.Temperature)
+		}
+	}
+	health := "healthy"
+	if !d.Health.OK() {
+		health = fmt.Sprintf("%s since %s: %s; needs %s", d.Health.Reason, formatAge(d.Health.Since), d.Health.Text, d.Health.Needs)
+	}
+	fmt.Fprintf(w, "%d\t%s\t%s\t%s / %s\t%s\t%s\t%s\t%s\n", d.Index, d.UUID, d.Name, used, formatBytes(d.Memory), util, temp, health, s.Holders(d.UUID))
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// outputFlag is -o: text for people, or JSON.
+type outputFlag struct{ format string }
+
+func (o *outputFlag) add(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&o.format, "output", "o", "text", "`FORMAT`: text, json")
+}
+
+func (o *outputFlag) json() bool { return o.format == "json" }
+
+func (o *outputFlag) check() error {
+	if o.format != "text" && o.format != "json" {
+		return usageError{fmt.Errorf("-o %s: want text or json", o.format)}
+	}
+	return nil
+}
