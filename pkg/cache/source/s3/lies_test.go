@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,9 +71,9 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			asked := 0
+			var asked atomic.Int32
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				asked++
+				asked.Add(1)
 				c.serve(w, r)
 			}))
 			defer srv.Close()
@@ -82,7 +83,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
 			require.NotContains(t, err.Error(), "sEcReT")
-			require.Equal(t, 1, asked, "the fetcher retries, not the source")
+			require.EqualValues(t, 1, asked.Load(), "the fetcher retries, not the source")
 			if c.reason == "Throttled" {
 				var e *model.Error
 				require.ErrorAs(t, err, &e)
