@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +51,17 @@ type NVML struct {
 type Simulation struct {
 	GPU   string `yaml:"gpu"`
 	Count int    `yaml:"count"`
+}
+
+// simulated are the models that nvml can make up.
+var simulated = []string{"A100", "H100", "H200", "B200", "L40S", "T4"}
+
+// Check reports what is wrong with a simulation that was not read from a file.
+func (s Simulation) Check() error {
+	if !slices.Contains(simulated, s.GPU) || s.Count < 1 || s.Count > 16 {
+		return fmt.Errorf("want one of %s and 1 to 16 of it", strings.Join(simulated, ", "))
+	}
+	return nil
 }
 
 // DevicePlugin is what the kubelet is offered.
@@ -220,7 +232,7 @@ func (c *Config) check(f *file) {
 	f.atLeast("nvml.interval", c.NVML.Interval, 100*time.Millisecond)
 	f.atLeast("nvml.deadline", c.NVML.Deadline, 100*time.Millisecond)
 	if s := c.NVML.Simulate; s != (Simulation{}) {
-		f.oneOf("nvml.simulate.gpu", s.GPU, "A100", "H100", "H200", "B200", "L40S", "T4")
+		f.oneOf("nvml.simulate.gpu", s.GPU, simulated...)
 		if s.Count < 1 || s.Count > 16 {
 			f.wrong("nvml.simulate.count", "want 1 to 16, got %d", s.Count)
 		}
