@@ -147,6 +147,10 @@ func TestRegistersOnceADriverIsThereAndNotBefore(t *testing.T) {
 	n.waitingFor("driver not loaded: libnvidia-ml.so.1 not found")
 	n.snapshots.Set(&gpu.Snapshot{Driver: gpu.Driver{Loaded: true}})
 	n.waitingFor("no GPU known yet")
+	unloaded := gputest.Node(8)
+	unloaded.Driver = gpu.Driver{Error: "driver is being upgraded"}
+	n.snapshots.Set(unloaded)
+	n.waitingFor("driver is being upgraded")
 	require.Empty(t, n.kubelet.State().Registrations)
 	require.Empty(t, n.sockets())
 
@@ -191,9 +195,10 @@ func TestAKubeletThatStartsLaterSeesOneRegistration(t *testing.T) {
 	require.Empty(t, n.sockets())
 	n.startKubelet()
 	n.registered(1, 8)
-	n.snapshots.Set(gputest.Sick(gputest.Node(8), 0, gpu.Lost)) // the loop has looked again after this
-	n.registered(1, 7)
+	require.Eventually(t, func() bool { return n.plugin.Status().Registered }, deadline, time.Millisecond)
 	require.Equal(t, uint64(1), n.plugin.Status().Registrations)
+	n.restartKubelet() // whatever the first start still had to cause comes before this
+	n.registered(2, 8)
 }
 
 func TestComesBackAfterItsSocketWasDeleted(t *testing.T) {
@@ -234,24 +239,16 @@ func TestWaitsForThePluginFolderAndSurvivesItsReplacement(t *testing.T) {
 	n.registered(2, 8)
 }
 
-func TestHealthReachesTheStreamAndReadingsDoNot(t *testing.T) {
+func TestHealthReachesTheStream(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, gputest.Node(8), resource.Config{})
 	n.startKubelet()
 	n.registered(1, 8)
-	busy := *gputest.Node(8)
-	busy.Time = busy.Time.Add(time.Second)
-	n.snapshots.Set(&busy)
-	sick := gputest.Sick(gputest.Node(8), 3, gpu.Lost)
-	n.snapshots.Set(sick)
+	n.snapshots.Set(gputest.Sick(gputest.Node(8), 3, gpu.Lost))
 	s := n.registered(1, 7)
 	require.Equal(t, api.Unhealthy, s.Devices[string(gputest.UUID(3))].GetHealth())
-	require.Equal(t, 2, s.Updates)
-	reworded := gputest.Sick(gputest.Node(8), 3, gpu.Hung)
-	n.snapshots.Set(reworded)
 	n.snapshots.Set(gputest.Node(8))
-	s = n.registered(1, 8)
-	require.Equal(t, 3, s.Updates, "a reason is nothing that the kubelet can see")
+	n.registered(1, 8)
 }
 
 func TestStaysRegisteredWhenNothingIsLeftToOffer(t *testing.T) {
