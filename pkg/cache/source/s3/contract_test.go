@@ -25,15 +25,15 @@ func parse(t *testing.T, s string) model.Ref {
 	return ref
 }
 
-// credentials is a file that the fake store accepts; no test may look at the machine's own.
-func credentials(t *testing.T) string {
+// credentialsFile is one that the fake store accepts; no test may look at the machine's own.
+func credentialsFile(t *testing.T) string {
 	file := filepath.Join(t.TempDir(), "credentials")
 	require.NoError(t, os.WriteFile(file, []byte("[default]\naws_access_key_id = AKIDTEST\naws_secret_access_key = sEcReT\n"), 0o600))
 	return file
 }
 
 func newSource(t *testing.T, endpoint string) *s3.Source {
-	s, err := s3.New(s3.Config{Endpoint: endpoint, Region: "us-east-1", PathStyle: true, CredentialsFile: credentials(t)})
+	s, err := s3.New(s3.Config{Endpoint: endpoint, Region: "us-east-1", PathStyle: true, CredentialsFile: credentialsFile(t)})
 	require.NoError(t, err)
 	t.Cleanup(s.CloseIdle)
 	return s

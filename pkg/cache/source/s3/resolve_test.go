@@ -179,7 +179,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 
 func TestCredentialsAreReadAgain(t *testing.T) {
 	t.Parallel()
-	file := credentials(t)
+	file := credentialsFile(t)
 	s, err := s3.New(s3.Config{Endpoint: "http://127.0.0.1:1", CredentialsFile: file})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(file, nil, 0o600))

@@ -1,0 +1,72 @@
+package s3_test
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	sdk "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// TestContractOnVersitygw runs against a real S3 server, where there is one.
+func TestContractOnVersitygw(t *testing.T) {
+	bin, err := exec.LookPath("versitygw")
+	if err != nil {
+		t.Skip("no versitygw on PATH")
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "models"), 0o755))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := l.Addr().String()
+	require.NoError(t, l.Close())
+	cmd := exec.CommandContext(t.Context(), bin, "--access", "AKIDTEST", "--secret", "sEcReT", "--port", addr, "posix", dir)
+	require.NoError(t, cmd.Start())
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}, 20*time.Second, 20*time.Millisecond)
+
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	client := sdk.New(sdk.Options{
+		BaseEndpoint: aws.String("http://" + addr), UsePathStyle: true, Region: "us-east-1",
+		Credentials: credentials.NewStaticCredentialsProvider("AKIDTEST", "sEcReT", ""),
+		HTTPClient:  &http.Client{Transport: transport},
+	})
+	put := func(t *testing.T, key string, b []byte) {
+		_, err := client.PutObject(t.Context(), &sdk.PutObjectInput{
+			Bucket: aws.String("models"), Key: aws.String(key), Body: bytes.NewReader(b), ChecksumAlgorithm: "SHA256",
+		})
+		require.NoError(t, err)
+	}
+	sourcetest.Contract(t, sourcetest.Origin{
+		Source: newSource(t, "http://"+addr),
+		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
+			put(t, name+"/", nil)
+			put(t, name+"-other/x", []byte{1})
+			for p, b := range files {
+				put(t, name+"/"+p, b)
+			}
+			return parse(t, "s3://models/"+name)
+		},
+		Change:  func(t *testing.T, name, path string, b []byte) { put(t, name+"/"+path, b) },
+		Missing: parse(t, "s3://models/missing/llama"),
+		Digests: true, // from x-amz-checksum-sha256
+	})
+}
