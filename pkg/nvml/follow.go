@@ -88,6 +88,7 @@ func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-ch
 			urgent = f.expire()
 		case a := <-answers:
 			urgent, err = f.take(a)
+			urgent = urgent || f.idle() // the round is complete
 		case n := <-notices:
 			urgent, err = f.hear(n)
 		case <-flush.C:
@@ -96,7 +97,7 @@ func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-ch
 		if err != nil {
 			return err
 		}
-		if f.settle() || f.settled && f.dirty && (urgent || f.idle()) {
+		if f.settle() || f.settled && f.dirty && urgent {
 			f.publish(f.inv)
 			f.dirty = false
 		}

@@ -1,0 +1,200 @@
+//go:build cgo
+
+package nvml
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+)
+
+// buildFake builds test/fakenvml, or skips the test where that cannot be done.
+func buildFake(t *testing.T, flags ...string) string {
+	t.Helper()
+	cc := os.Getenv("CC")
+	if cc == "" {
+		cc = "gcc"
+	}
+	if _, err := exec.LookPath(cc); err != nil {
+		t.Skipf("no C compiler to build the fake driver with: %v", err)
+	}
+	out := filepath.Join(t.TempDir(), "libnvidia-ml.so.1")
+	msg, err := exec.Command("../../test/fakenvml/build.sh", append([]string{out}, flags...)...).CombinedOutput()
+	require.NoError(t, err, "%s", msg)
+	return out
+}
+
+// stateFile returns a function that replaces the fake driver's state file at once.
+func stateFile(t *testing.T) (write func(format string, args ...any)) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "state")
+	t.Setenv("FAKENVML_STATE", path)
+	return func(format string, args ...any) {
+		t.Helper()
+		require.NoError(t, os.WriteFile(path+".new", fmt.Appendf(nil, format, args...), 0o644))
+		require.NoError(t, os.Rename(path+".new", path))
+	}
+}
+
+// child runs one test again in a process of its own, as a process can be bound to one library only.
+func child(t *testing.T, library string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.timeout=60s")
+	cmd.Env = append(os.Environ(), "NVML_TEST_LIBRARY="+library)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "PASS")
+}
+
+func open(t *testing.T, library string) *Monitor {
+	t.Helper()
+	m, err := New(Config{Library: library, Interval: 50 * time.Millisecond, Deadline: 300 * time.Millisecond})
+	require.NoError(t, err)
+	m.sysfs = t.TempDir()
+	run(t, m)
+	return m
+}
+
+func TestThroughTheRealLoader(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t))
+		return
+	}
+	write := stateFile(t)
+	late := filepath.Join(t.TempDir(), "libnvidia-ml.so.1")
+	m := open(t, late)
+
+	// No library yet, then one whose driver is not loaded, then a driver.
+	s := await(t, m, "no library", func(s *gpu.Snapshot) bool { return s.Driver.Error != "the driver has not been asked yet" })
+	require.Contains(t, s.Driver.Error, "cannot open shared object file")
+	write("init 9\n")
+	require.NoError(t, os.Link(library, late))
+	await(t, m, "no kernel driver", func(s *gpu.Snapshot) bool {
+		return s.Driver.Error == "initialise "+late+": ERROR_DRIVER_NOT_LOADED: the NVIDIA kernel driver is not loaded"
+	})
+	write("")
+	s = await(t, m, "readings of eight GPUs", func(s *gpu.Snapshot) bool { return len(s.Devices) == 8 && read(s) })
+	require.Equal(t, gpu.Driver{Loaded: true, Version: "550.163.01", NVMLVersion: "12.550.163.01", CUDAVersion: 12040}, s.Driver)
+
+	d := s.Devices[2]
+	stats := *d.Stats
+	d.Stats, d.LastSample = nil, time.Time{}
+	sim := simCard{simSession{simDriver{simModels[1], 8}, time.Now()}, 2}
+	want := gpu.Device{Index: 2}
+	require.Equal(t, success, sim.Identify(&want))
+	want.NUMANode = -1
+	require.Equal(t, want, d, "the fake driver's default is the simulation")
+
+	stats.SMActive, stats.GraphicsEngineActive, stats.SMOccupancy, stats.TensorActive, stats.DRAMActive = nil, nil, nil, nil, nil
+	stats.PCIeTransmitPerSec, stats.PCIeReceivePerSec, stats.NVLinkBytesPerSecond = nil, nil, nil // need two samples
+	require.Equal(t, gpu.Stats{
+		MemoryTotal: new(uint64(81920 << 20)), MemoryUsed: new(uint64(3072 << 20)),
+		MemoryFree: new(uint64((81920 - 3072 - 546) << 20)), MemoryReserved: new(uint64(546 << 20)),
+		BAR1Total: new(uint64(81920 << 20)), BAR1Used: new(uint64(2 << 20)),
+		Utilization: new(0.3), MemoryControllerUtilization: new(0.15), EncoderUtilization: new(0.0), DecoderUtilization: new(0.0),
+		Temperature: new(42.0), MemoryTemperature: new(47.0), SlowdownTemperature: new(87.0), ShutdownTemperature: new(92.0),
+		Power: new(302.0), PowerLimit: new(700.0), PowerLimitEnforced: new(700.0), Energy: new(1000002.0),
+		SMClock: new(1980e6), MemoryClock: new(2619e6), SMClockMax: new(1980e6), MemoryClockMax: new(2619e6),
+		PerformanceState: new(uint64(0)), ClockReasons: new(uint64(0)), PCIeReplays: new(uint64(0)),
+		PCIeLinkGeneration: new(uint64(5)), PCIeLinkWidth: new(uint64(16)),
+		NVLinkTransmit: new(uint64(0)), NVLinkReceive: new(uint64(0)),
+		ECCCorrectedVolatile: new(uint64(0)), ECCUncorrectedVolatile: new(uint64(0)),
+		ECCCorrectedAggregate: new(uint64(0)), ECCUncorrectedAggregate: new(uint64(0)),
+		RemappedRowsCorrectable: new(uint64(0)), RemappedRowsUncorrectable: new(uint64(0)),
+		RowRemapPending: new(false), RowRemapFailed: new(false),
+		ThrottlePower: new(0.0), ThrottleThermal: new(0.0),
+	}, stats)
+	s = await(t, m, "GPM metrics", func(s *gpu.Snapshot) bool { return read(s) && s.Devices[2].Stats.SMActive != nil })
+	require.InDelta(t, 0.30, *s.Devices[2].Stats.SMActive, 1e-9)
+	require.InDelta(t, 0.075, *s.Devices[2].Stats.TensorActive, 1e-9)
+	require.Equal(t, uint64(100<<20), *s.Devices[2].Stats.PCIeTransmitPerSec)
+
+	// Values that change; one that stops being there; field types.
+	write("gpu 0 temp=71 power=650.5 util=unsupported fan=30 nvlink_tx=%d memory_temp=88 throttle_power=2.5\ngpu 1 mig=1 fabric=none\n", 5<<30)
+	s = await(t, m, "new values", func(s *gpu.Snapshot) bool {
+		return read(s) && *s.Devices[0].Stats.Temperature == 71 && s.Devices[1].MIGEnabled
+	})
+	require.InDelta(t, 650.5, *s.Devices[0].Stats.Power, 1e-9)
+	require.Equal(t, uint64(5<<30), *s.Devices[0].Stats.NVLinkTransmit)
+	require.InDelta(t, 88, *s.Devices[0].Stats.MemoryTemperature, 0)
+	require.InDelta(t, 2.5, *s.Devices[0].Stats.ThrottlePower, 1e-9)
+	require.Nil(t, s.Devices[0].Stats.Utilization)
+	require.NotNil(t, s.Devices[1].Stats.Utilization)
+
+	// An XID; one GPU lost; one that hangs: the others stay as they are.
+	write("xid 0 13 seq=1\nxid 1 119 seq=2\n")
+	s = await(t, m, "XIDs", func(s *gpu.Snapshot) bool { return len(s.Devices[1].XIDs) == 1 && len(s.Devices[0].XIDs) == 1 })
+	require.True(t, s.Devices[0].Health.OK())
+	require.Equal(t, "XID 119 (GSP_RPC_TIMEOUT)", s.Devices[1].Health.Text)
+	require.Equal(t, 7, s.HealthyCount())
+
+	write("xid 1 119 seq=2\ngpu 5 lost=1\ngpu 6 hang=1\n")
+	s = await(t, m, "a lost and a hung GPU", func(s *gpu.Snapshot) bool {
+		return s.Devices[5].Health.Reason == gpu.Lost && s.Devices[6].Health.Reason == gpu.Hung
+	})
+	require.Equal(t, 5, s.HealthyCount())
+	require.Nil(t, s.Devices[5].Stats)
+	require.Nil(t, s.Devices[6].Stats)
+	begin := time.Now()
+	await(t, m, "fresh readings of the others", func(s *gpu.Snapshot) bool {
+		for _, i := range []int{0, 1, 2, 3, 4, 7} {
+			if s.Devices[i].LastSample.Before(begin) {
+				return false
+			}
+		}
+		return true
+	})
+	write("xid 1 119 seq=2\n")
+	await(t, m, "both back", func(s *gpu.Snapshot) bool { return s.HealthyCount() == 7 && read(s) })
+
+	// The driver goes, and comes back as another version.
+	write("init 9\n")
+	s = await(t, m, "no driver", func(s *gpu.Snapshot) bool { return !s.Driver.Loaded })
+	require.Len(t, s.Devices, 8)
+	require.Zero(t, s.HealthyCount())
+	write("driver 560.35.03\n")
+	s = await(t, m, "the new driver", func(s *gpu.Snapshot) bool { return s.Driver.Loaded && s.HealthyCount() == 8 })
+	require.Equal(t, "560.35.03", s.Driver.Version)
+}
+
+// read reports whether every GPU has readings.
+func read(s *gpu.Snapshot) bool {
+	for _, d := range s.Devices {
+		if d.Stats == nil {
+			return false
+		}
+	}
+	return len(s.Devices) > 0
+}
+
+func TestAnOldLibraryIsUsedAsFarAsItGoes(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t, "-DFAKENVML_OLD"))
+		return
+	}
+	t.Setenv("FAKENVML_STATE", "")
+	m := open(t, library)
+	s := await(t, m, "readings", read)
+	require.Equal(t, 8, s.HealthyCount())
+	d := s.Devices[0]
+	require.Nil(t, d.Fabric)
+	require.Nil(t, d.Stats.SMActive)
+	require.Nil(t, d.Stats.ClockReasons)
+	require.Nil(t, d.Stats.MemoryReserved)
+	require.Equal(t, uint64((1024+546)<<20), *d.Stats.MemoryUsed)
+	require.Empty(t, d.ReadErrors, "what is not there is no error")
+}
+
+func TestALibraryThatIsNotNVMLIsRefused(t *testing.T) {
+	_, err := newDriver("libc.so.6").Open()
+	require.EqualError(t, err, "libc.so.6 is no usable NVIDIA driver library: it has no nvmlInit_v2")
+}

@@ -1,0 +1,495 @@
+// fakenvml is a libnvidia-ml.so.1 without a driver: it answers from a text file that tests rewrite while it
+// is in use. See README.md for the file. It depends on libc alone and has no state worth keeping.
+//
+// The structures are those of nvml.h, written out so that no header of NVIDIA's is needed.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_GPUS 16
+#define MAX_XIDS 256
+#define NVML_GPM_METRIC_MAX 477 // of go-nvml v0.13.4; only the first num_metrics are touched
+
+typedef unsigned int ret;
+enum {
+  SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+  INSUFFICIENT_SIZE = 7, TIMEOUT = 10, GPU_IS_LOST = 15,
+};
+
+typedef unsigned long long u64;
+
+struct gpu {
+  char name[96], uuid[96], serial[32], vbios[32], bus[32], fabric[64];
+  double memory_total, memory_used, memory_reserved; // MiB
+  double util, memory_util, encoder, decoder;        // percent
+  double temp, memory_temp, slowdown_temp, shutdown_temp;
+  double power, power_limit, energy; // W, W, J
+  double sm_clock, mem_clock, sm_clock_max, mem_clock_max; // MHz
+  double pstate, fan, clock_reasons;
+  double pcie_replays, pcie_gen, pcie_width;
+  double nvlink_tx, nvlink_rx; // bytes
+  double ecc_corrected, ecc_uncorrected;
+  double remapped_correctable, remapped_uncorrectable, remap_pending, remap_failed;
+  double throttle_power, throttle_thermal; // seconds
+  double recovery_action;
+  double cc, minor, clique, mig, gpm;
+  double lost, hang, code;
+};
+
+struct xid { int gpu; u64 code; u64 seq; };
+
+struct state {
+  char driver[80], nvml[80];
+  int cuda, gpus, init;
+  struct gpu gpu[MAX_GPUS];
+  struct xid xid[MAX_XIDS];
+  int xids;
+};
+
+static const int buses[MAX_GPUS] = {0x1b, 0x43, 0x52, 0x61, 0x9d, 0xc3, 0xd1, 0xdf, 0x1c, 0x44, 0x53, 0x62, 0x9e, 0xc4, 0xd2, 0xe0};
+
+// The reading that a value of UNSUPPORTED stands for is answered with NOT_SUPPORTED.
+#define UNSUPPORTED (-1.0)
+
+// defaults is eight H100s, the same as the agent's own simulation of them.
+static void defaults(struct state *s) {
+  memset(s, 0, sizeof *s);
+  strcpy(s->driver, "550.163.01");
+  strcpy(s->nvml, "12.550.163.01");
+  s->cuda = 12040;
+  s->gpus = 8;
+  for (int i = 0; i < MAX_GPUS; i++) {
+    struct gpu *g = &s->gpu[i];
+    strcpy(g->name, "NVIDIA H100 80GB HBM3");
+    snprintf(g->uuid, sizeof g->uuid, "GPU-%08x-5140-4000-8000-%012x", 0x2330u << 16 | (unsigned)i, (unsigned)i);
+    snprintf(g->serial, sizeof g->serial, "%04d%09d", 0x2330, i);
+    strcpy(g->vbios, "96.00.99.00.01");
+    snprintf(g->bus, sizeof g->bus, "00000000:%02X:00.0", buses[i]);
+    strcpy(g->fabric, "00000000-0000-0000-0000-000000000001");
+    g->minor = i;
+    g->cc = 9.0;
+    g->mig = 0;
+    g->gpm = 1;
+    g->memory_total = 81920, g->memory_used = 1024 * (i + 1), g->memory_reserved = 546;
+    g->util = 10 * (i + 1), g->memory_util = 5 * (i + 1);
+    g->temp = 40 + i, g->memory_temp = 45 + i, g->slowdown_temp = 87, g->shutdown_temp = 92;
+    g->power = 300 + i, g->power_limit = 700, g->energy = 1000000 + i;
+    g->sm_clock = 1980, g->mem_clock = 2619, g->sm_clock_max = 1980, g->mem_clock_max = 2619;
+    g->fan = UNSUPPORTED;
+    g->pcie_gen = 5, g->pcie_width = 16;
+    g->recovery_action = UNSUPPORTED; // needs driver 565 or newer
+  }
+}
+
+#define TEXT(f) {#f, offsetof(struct gpu, f), sizeof(((struct gpu *)0)->f)}
+#define NUMBER(f) {#f, offsetof(struct gpu, f), 0}
+static const struct { const char *key; size_t at, size; } keys[] = {
+  TEXT(name), TEXT(uuid), TEXT(serial), TEXT(vbios), TEXT(bus), TEXT(fabric),
+  NUMBER(memory_total), NUMBER(memory_used), NUMBER(memory_reserved), NUMBER(util), NUMBER(memory_util),
+  NUMBER(encoder), NUMBER(decoder), NUMBER(temp), NUMBER(memory_temp), NUMBER(slowdown_temp), NUMBER(shutdown_temp),
+  NUMBER(power), NUMBER(power_limit), NUMBER(energy), NUMBER(sm_clock), NUMBER(mem_clock), NUMBER(sm_clock_max),
+  NUMBER(mem_clock_max), NUMBER(pstate), NUMBER(fan), NUMBER(clock_reasons), NUMBER(pcie_replays), NUMBER(pcie_gen),
+  NUMBER(pcie_width), NUMBER(nvlink_tx), NUMBER(nvlink_rx), NUMBER(ecc_corrected), NUMBER(ecc_uncorrected),
+  NUMBER(remapped_correctable), NUMBER(remapped_uncorrectable), NUMBER(remap_pending), NUMBER(remap_failed),
+  NUMBER(throttle_power), NUMBER(throttle_thermal), NUMBER(recovery_action), NUMBER(cc), NUMBER(minor),
+  NUMBER(clique), NUMBER(mig), NUMBER(gpm), NUMBER(lost), NUMBER(hang), NUMBER(code),
+};
+
+static void complain(const char *line) { fprintf(stderr, "fakenvml: cannot read the line: %s\n", line); }
+
+// set applies one key=value to a GPU.
+static int set(struct gpu *g, const char *key, const char *value) {
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+    if (strcmp(key, keys[i].key)) continue;
+    char *field = (char *)g + keys[i].at;
+    if (keys[i].size) {
+      snprintf(field, keys[i].size, "%s", value);
+      return 1;
+    }
+    char *end;
+    double n = strcmp(value, "unsupported") ? strtod(value, &end) : (end = "", UNSUPPORTED);
+    if (*end || end == value) return 0;
+    *(double *)field = n;
+    return 1;
+  }
+  return 0;
+}
+
+// word takes the next word off *p; double quotes hold blanks together.
+static char *word(char **p) {
+  char *in = *p + strspn(*p, " \t\r\n"), *out = in, *start = in;
+  if (!*in || *in == '#') return NULL;
+  int quoted = 0;
+  for (; *in && (quoted || !strchr(" \t\r\n", *in)); in++) {
+    if (*in == '"') quoted = !quoted;
+    else *out++ = *in;
+  }
+  *p = *in ? in + 1 : in;
+  *out = 0;
+  return start;
+}
+
+static void parse_line(struct state *s, char *line) {
+  char copy[4096];
+  snprintf(copy, sizeof copy, "%s", line);
+  copy[strcspn(copy, "\n")] = 0;
+  char *p = line, *what = word(&p), *arg = what ? word(&p) : NULL;
+  if (!what) return;
+  if (!arg) { complain(copy); return; }
+  if (!strcmp(what, "driver")) { snprintf(s->driver, sizeof s->driver, "%s", arg); return; }
+  if (!strcmp(what, "nvml")) { snprintf(s->nvml, sizeof s->nvml, "%s", arg); return; }
+  if (!strcmp(what, "cuda")) { s->cuda = atoi(arg); return; }
+  if (!strcmp(what, "init")) { s->init = atoi(arg); return; }
+  if (!strcmp(what, "gpus") && atoi(arg) >= 0 && atoi(arg) <= MAX_GPUS) { s->gpus = atoi(arg); return; }
+  int all = !strcmp(arg, "*"), i = all ? 0 : atoi(arg);
+  if (i < 0 || i >= MAX_GPUS) { complain(copy); return; }
+  if (!strcmp(what, "xid")) {
+    char *code = word(&p), *seq = word(&p);
+    if (!code || !seq || strncmp(seq, "seq=", 4) || s->xids == MAX_XIDS) { complain(copy); return; }
+    s->xid[s->xids++] = (struct xid){i, strtoull(code, NULL, 10), strtoull(seq + 4, NULL, 10)};
+    return;
+  }
+  if (strcmp(what, "gpu")) { complain(copy); return; }
+  for (char *kv; (kv = word(&p));) {
+    char *value = strchr(kv, '=');
+    if (!value) { complain(copy); return; }
+    *value++ = 0;
+    for (int j = all ? 0 : i; j <= (all ? MAX_GPUS - 1 : i); j++)
+      if (!set(&s->gpu[j], kv, value)) { complain(copy); return; }
+  }
+}
+
+static pthread_mutex_t mu = PTHREAD_MUTEX_INITIALIZER; // guards what follows
+static struct state current;
+static struct stat seen;
+static int loaded;
+static int initialised;
+
+static int same(const struct stat *a, const struct stat *b) {
+  return a->st_ino == b->st_ino && a->st_dev == b->st_dev && a->st_size == b->st_size &&
+         a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+// refresh reads the file again when it is another one. mu is held.
+static void refresh(void) {
+  struct stat now;
+  memset(&now, 0, sizeof now);
+  const char *path = getenv("FAKENVML_STATE");
+  FILE *f = path ? fopen(path, "re") : NULL;
+  if (f) fstat(fileno(f), &now);
+  if (!loaded || !same(&now, &seen)) {
+    defaults(&current);
+    char line[4096];
+    while (f && fgets(line, sizeof line, f)) parse_line(&current, line);
+    seen = now;
+    loaded = 1;
+  }
+  if (f) fclose(f);
+}
+
+static void nap(void) { nanosleep(&(struct timespec){0, 10000000}, NULL); }
+
+// A handle is the address of one of these.
+struct handle { int index; };
+static struct handle handles[MAX_GPUS] = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}, {8}, {9}, {10}, {11}, {12}, {13}, {14}, {15}};
+typedef struct handle *device;
+
+// look copies a GPU's present state, as long as it hangs not at all.
+static ret look(int index, struct gpu *g) {
+  for (;;) {
+    pthread_mutex_lock(&mu);
+    refresh();
+    int on = initialised, init = current.init, known = index >= 0 && index < current.gpus;
+    if (known) *g = current.gpu[index];
+    pthread_mutex_unlock(&mu);
+    if (!on) return UNINITIALIZED;
+    if (init) return (ret)init;
+    if (!known) return INVALID_ARGUMENT;
+    if (g->hang <= 0) break;
+    nap();
+  }
+  if (g->lost > 0) return GPU_IS_LOST;
+  return (ret)g->code;
+}
+
+#define LOOK                                          \
+  struct gpu g;                                       \
+  if (!d) return INVALID_ARGUMENT;                    \
+  ret r = look(d->index, &g);                         \
+  if (r) return r
+
+// GIVE answers one number, or NOT_SUPPORTED.
+#define GIVE(out, value, unit)                        \
+  do {                                                \
+    if ((value) == UNSUPPORTED) return NOT_SUPPORTED; \
+    *(out) = (__typeof__(*(out)))((value) * (unit));  \
+    return SUCCESS;                                   \
+  } while (0)
+
+static ret text(char *out, unsigned size, const char *value) {
+  if (strlen(value) >= size) return INSUFFICIENT_SIZE;
+  strcpy(out, value);
+  return SUCCESS;
+}
+
+EXPORT ret nvmlInit_v2(void) {
+  pthread_mutex_lock(&mu);
+  refresh();
+  ret r = (ret)current.init;
+  if (!r) initialised++;
+  pthread_mutex_unlock(&mu);
+  return r;
+}
+EXPORT ret nvmlInit(void) { return nvmlInit_v2(); }
+EXPORT ret nvmlShutdown(void) {
+  pthread_mutex_lock(&mu);
+  ret r = initialised ? SUCCESS : UNINITIALIZED;
+  if (initialised) initialised--;
+  pthread_mutex_unlock(&mu);
+  return r;
+}
+EXPORT const char *nvmlErrorString(ret r) { return r ? "fakenvml: an error" : "fakenvml: success"; }
+
+// copy is the present state of everything but the GPUs.
+static ret copy(struct state *s) {
+  pthread_mutex_lock(&mu);
+  refresh();
+  *s = current;
+  int on = initialised;
+  pthread_mutex_unlock(&mu);
+  return on ? (ret)s->init : UNINITIALIZED;
+}
+EXPORT ret nvmlSystemGetDriverVersion(char *v, unsigned n) { struct state s; ret r = copy(&s); return r ? r : text(v, n, s.driver); }
+EXPORT ret nvmlSystemGetNVMLVersion(char *v, unsigned n) { struct state s; ret r = copy(&s); return r ? r : text(v, n, s.nvml); }
+EXPORT ret nvmlSystemGetCudaDriverVersion(int *v) { struct state s; ret r = copy(&s); *v = s.cuda; return r; }
+EXPORT ret nvmlDeviceGetCount_v2(unsigned *n) { struct state s; ret r = copy(&s); *n = (unsigned)s.gpus; return r; }
+EXPORT ret nvmlDeviceGetHandleByIndex_v2(unsigned i, device *d) {
+  struct gpu g;
+  ret r = look((int)i, &g);
+  if (!r) *d = &handles[i];
+  return r;
+}
+
+typedef struct {
+  char legacy[16];
+  unsigned domain, bus, device, pci_device_id, pci_subsystem_id;
+  char id[32];
+} pci_info;
+EXPORT ret nvmlDeviceGetPciInfo_v3(device d, pci_info *p) {
+  LOOK;
+  memset(p, 0, sizeof *p);
+  sscanf(g.bus, "%x:%x:%x", &p->domain, &p->bus, &p->device);
+  snprintf(p->legacy, sizeof p->legacy, "%04X:%02X:%02X.0", p->domain & 0xffff, p->bus & 0xff, p->device & 0xff);
+  return text(p->id, sizeof p->id, g.bus);
+}
+EXPORT ret nvmlDeviceGetUUID(device d, char *v, unsigned n) { LOOK; return text(v, n, g.uuid); }
+EXPORT ret nvmlDeviceGetName(device d, char *v, unsigned n) { LOOK; return text(v, n, g.name); }
+EXPORT ret nvmlDeviceGetSerial(device d, char *v, unsigned n) { LOOK; return text(v, n, g.serial); }
+EXPORT ret nvmlDeviceGetVbiosVersion(device d, char *v, unsigned n) { LOOK; return text(v, n, g.vbios); }
+EXPORT ret nvmlDeviceGetMinorNumber(device d, unsigned *v) { LOOK; GIVE(v, g.minor, 1); }
+EXPORT ret nvmlDeviceGetCudaComputeCapability(device d, int *major, int *minor) {
+  LOOK;
+  *major = (int)g.cc;
+  *minor = (int)(g.cc * 10 + 0.5) % 10;
+  return SUCCESS;
+}
+EXPORT ret nvmlDeviceGetMigMode(device d, unsigned *now, unsigned *pending) {
+  LOOK;
+  *pending = g.mig > 0;
+  GIVE(now, g.mig, 1);
+}
+
+typedef struct { u64 total, free, used; } memory;
+EXPORT ret nvmlDeviceGetMemoryInfo(device d, memory *m) {
+  LOOK;
+  m->total = (u64)g.memory_total << 20;
+  m->used = ((u64)g.memory_used + (u64)g.memory_reserved) << 20;
+  m->free = m->total - m->used;
+  return SUCCESS;
+}
+typedef struct { u64 total, free, used; } bar1;
+EXPORT ret nvmlDeviceGetBAR1MemoryInfo(device d, bar1 *m) {
+  LOOK;
+  m->total = (u64)g.memory_total << 20, m->used = 2 << 20, m->free = m->total - m->used;
+  return SUCCESS;
+}
+typedef struct { unsigned gpu, memory; } utilization;
+EXPORT ret nvmlDeviceGetUtilizationRates(device d, utilization *u) {
+  LOOK;
+  u->memory = (unsigned)g.memory_util;
+  GIVE(&u->gpu, g.util, 1);
+}
+EXPORT ret nvmlDeviceGetEncoderUtilization(device d, unsigned *v, unsigned *us) { LOOK; *us = 167000; GIVE(v, g.encoder, 1); }
+EXPORT ret nvmlDeviceGetDecoderUtilization(device d, unsigned *v, unsigned *us) { LOOK; *us = 167000; GIVE(v, g.decoder, 1); }
+EXPORT ret nvmlDeviceGetTemperature(device d, int sensor, unsigned *v) { LOOK; (void)sensor; GIVE(v, g.temp, 1); }
+EXPORT ret nvmlDeviceGetTemperatureThreshold(device d, int which, unsigned *v) {
+  LOOK;
+  if (which == 0) GIVE(v, g.shutdown_temp, 1);
+  if (which == 1) GIVE(v, g.slowdown_temp, 1);
+  return NOT_SUPPORTED;
+}
+EXPORT ret nvmlDeviceGetPowerUsage(device d, unsigned *v) { LOOK; GIVE(v, g.power, 1000); }
+EXPORT ret nvmlDeviceGetPowerManagementLimit(device d, unsigned *v) { LOOK; GIVE(v, g.power_limit, 1000); }
+EXPORT ret nvmlDeviceGetEnforcedPowerLimit(device d, unsigned *v) { LOOK; GIVE(v, g.power_limit, 1000); }
+EXPORT ret nvmlDeviceGetTotalEnergyConsumption(device d, u64 *v) { LOOK; GIVE(v, g.energy, 1000); }
+EXPORT ret nvmlDeviceGetClockInfo(device d, int which, unsigned *v) { LOOK; GIVE(v, which == 2 ? g.mem_clock : g.sm_clock, 1); }
+EXPORT ret nvmlDeviceGetMaxClockInfo(device d, int which, unsigned *v) { LOOK; GIVE(v, which == 2 ? g.mem_clock_max : g.sm_clock_max, 1); }
+EXPORT ret nvmlDeviceGetPerformanceState(device d, int *v) { LOOK; GIVE(v, g.pstate, 1); }
+EXPORT ret nvmlDeviceGetFanSpeed(device d, unsigned *v) { LOOK; GIVE(v, g.fan, 1); }
+EXPORT ret nvmlDeviceGetPcieReplayCounter(device d, unsigned *v) { LOOK; GIVE(v, g.pcie_replays, 1); }
+EXPORT ret nvmlDeviceGetCurrPcieLinkGeneration(device d, unsigned *v) { LOOK; GIVE(v, g.pcie_gen, 1); }
+EXPORT ret nvmlDeviceGetCurrPcieLinkWidth(device d, unsigned *v) { LOOK; GIVE(v, g.pcie_width, 1); }
+EXPORT ret nvmlDeviceGetTotalEccErrors(device d, int type, int counter, u64 *v) {
+  LOOK;
+  (void)counter;
+  GIVE(v, type == 0 ? g.ecc_corrected : g.ecc_uncorrected, 1);
+}
+EXPORT ret nvmlDeviceGetRemappedRows(device d, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+  LOOK;
+  *uncorrected = (unsigned)g.remapped_uncorrectable, *pending = g.remap_pending > 0, *failed = g.remap_failed > 0;
+  GIVE(corrected, g.remapped_correctable, 1);
+}
+
+typedef struct {
+  unsigned id, scope;
+  long long timestamp, latency;
+  int type;
+  ret r;
+  union { double d; unsigned u; u64 ull; } v;
+} field_value;
+// field answers one field value: type 1 is unsigned int, 3 unsigned long long (nvmlValueType_t).
+static void field(field_value *f, int type, double value, double unit) {
+  f->type = type;
+  f->r = value == UNSUPPORTED ? NOT_SUPPORTED : SUCCESS;
+  if (f->r) return;
+  f->v.ull = 0;
+  if (type == 1) f->v.u = (unsigned)(value * unit);
+  else f->v.ull = (u64)(value * unit);
+}
+EXPORT ret nvmlDeviceGetFieldValues(device d, int n, field_value *v) {
+  LOOK;
+  for (int i = 0; i < n; i++) {
+    switch (v[i].id) {
+    case 74: field(&v[i], 3, g.throttle_power, 1e9); break;
+    case 75: field(&v[i], 3, g.throttle_thermal, 1e9); break;
+    case 82: field(&v[i], 1, g.memory_temp, 1); break;
+    case 138: field(&v[i], 3, g.nvlink_tx, 1.0 / 1024); break;
+    case 139: field(&v[i], 3, g.nvlink_rx, 1.0 / 1024); break;
+    case 230: field(&v[i], 1, g.recovery_action, 1); break;
+    default: v[i].r = NOT_SUPPORTED;
+    }
+  }
+  return SUCCESS;
+}
+
+typedef struct { u64 last; } event_set; // events up to this sequence number are known
+static u64 newest(const struct state *s) {
+  u64 n = 0;
+  for (int i = 0; i < s->xids; i++)
+    if (s->xid[i].seq > n) n = s->xid[i].seq;
+  return n;
+}
+EXPORT ret nvmlEventSetCreate(event_set **set) {
+  struct state s;
+  ret r = copy(&s);
+  if (r) return r;
+  *set = malloc(sizeof **set);
+  (*set)->last = newest(&s); // like the real one, it tells nothing of what was before it
+  return SUCCESS;
+}
+EXPORT ret nvmlEventSetFree(event_set *set) { free(set); return SUCCESS; }
+EXPORT ret nvmlDeviceRegisterEvents(device d, u64 types, event_set *set) { LOOK; (void)types, (void)set; return SUCCESS; }
+typedef struct {
+  device d;
+  u64 type, data;
+  unsigned gi, ci;
+} event_data;
+EXPORT ret nvmlEventSetWait_v2(event_set *set, event_data *e, unsigned ms) {
+  for (unsigned waited = 0;; waited += 10) {
+    struct state s;
+    ret r = copy(&s);
+    if (r) return r;
+    const struct xid *next = NULL;
+    for (int i = 0; i < s.xids; i++)
+      if (s.xid[i].seq > set->last && (!next || s.xid[i].seq < next->seq)) next = &s.xid[i];
+    if (next) {
+      set->last = next->seq;
+      *e = (event_data){&handles[next->gpu], 8, next->code, 0xffffffff, 0xffffffff};
+      return SUCCESS;
+    }
+    if (waited >= ms) return TIMEOUT;
+    nap();
+  }
+}
+
+#ifndef FAKENVML_OLD // what a driver of 2020 does not have
+typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
+EXPORT ret nvmlDeviceGetMemoryInfo_v2(device d, memory_v2 *m) {
+  LOOK;
+  m->total = (u64)g.memory_total << 20;
+  m->used = (u64)g.memory_used << 20;
+  m->reserved = (u64)g.memory_reserved << 20;
+  m->free = m->total - m->used - m->reserved;
+  return SUCCESS;
+}
+EXPORT ret nvmlDeviceGetCurrentClocksEventReasons(device d, u64 *v) { LOOK; GIVE(v, g.clock_reasons, 1); }
+
+typedef struct {
+  unsigned version;
+  unsigned char cluster[16];
+  ret status;
+  unsigned clique;
+  unsigned char state;
+  unsigned health;
+} fabric_v2;
+EXPORT ret nvmlDeviceGetGpuFabricInfoV(device d, fabric_v2 *f) {
+  LOOK;
+  if (!strcmp(g.fabric, "none")) return NOT_SUPPORTED;
+  int n = 0;
+  for (const char *p = g.fabric; *p && n < 16; p++) {
+    unsigned byte;
+    if (*p == '-') continue;
+    if (sscanf(p, "%2x", &byte) != 1) break;
+    f->cluster[n++] = (unsigned char)byte;
+    p++;
+  }
+  f->status = SUCCESS, f->clique = (unsigned)g.clique, f->state = 3, f->health = 0;
+  return SUCCESS;
+}
+
+typedef struct { unsigned version, supported; } gpm_support;
+EXPORT ret nvmlGpmQueryDeviceSupport(device d, gpm_support *s) { LOOK; s->supported = g.gpm > 0; return SUCCESS; }
+typedef struct { double util, memory_util; } gpm_sample;
+EXPORT ret nvmlGpmSampleAlloc(gpm_sample **s) { *s = calloc(1, sizeof **s); return SUCCESS; }
+EXPORT ret nvmlGpmSampleFree(gpm_sample *s) { free(s); return SUCCESS; }
+EXPORT ret nvmlGpmSampleGet(device d, gpm_sample *s) { LOOK; s->util = g.util, s->memory_util = g.memory_util; return SUCCESS; }
+typedef struct { unsigned id; ret r; double value; char *names[3]; } gpm_metric;
+typedef struct {
+  unsigned version, n;
+  gpm_sample *before, *now;
+  gpm_metric m[NVML_GPM_METRIC_MAX];
+} gpm_metrics;
+EXPORT ret nvmlGpmMetricsGet(gpm_metrics *q) {
+  for (unsigned i = 0; i < q->n && i < NVML_GPM_METRIC_MAX; i++) {
+    gpm_metric *m = &q->m[i];
+    m->r = SUCCESS;
+    switch (m->id) {
+    case 1: case 2: m->value = q->now->util; break;
+    case 3: m->value = q->now->util / 2; break;
+    case 5: m->value = q->now->util / 4; break;
+    case 10: m->value = q->now->memory_util; break;
+    case 20: case 21: m->value = 100; break;
+    default: m->r = NOT_SUPPORTED;
+    }
+  }
+  return SUCCESS;
+}
+#endif
