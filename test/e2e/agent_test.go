@@ -1,0 +1,178 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	agentImage = "docker.io/library/gpu-agent:dev"
+	s3Endpoint = "http://10.85.0.10:7070" // see config.sh
+	s3Access   = "gpu-agent"
+	s3Secret   = "gpu-agent-secret"
+)
+
+// deployment is deployments/daemonset.yaml with what a test changes of it.
+type deployment struct {
+	strategy string // how a container gets its GPUs
+	driver   *driver
+	model    string // name of a model in bucket models, or none
+}
+
+// deploy applies the DaemonSet and waits until it is ready. It goes, with its namespace, when t ends.
+func (n *node) deploy(t *testing.T, d deployment) {
+	t.Helper()
+	image, err := filepath.Abs("../../dist/gpu-agent.tar")
+	require.NoError(t, err)
+	build := exec.Command("make", "-C", "../..", "image")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	n.must(t, "import", image)
+
+	dir := t.TempDir()
+	shipped, err := os.ReadFile("../../deployments/daemonset.yaml")
+	require.NoError(t, err)
+	write := func(name, content string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	write("daemonset.yaml", string(shipped))
+	write("config.yaml", d.config())
+	write("credentials", fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", s3Access, s3Secret))
+	write("patch.yaml", fmt.Sprintf(`
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: gpu-agent, namespace: gpu-agent}
+spec:
+  template:
+    spec:
+      containers:
+      - name: gpu-agent
+        image: %s
+        imagePullPolicy: Never
+        env: [{name: FAKENVML_STATE, value: /driver/state}]
+        volumeMounts:
+        - {name: driver, mountPath: /driver, readOnly: true}
+        - {name: s3, mountPath: /etc/s3, readOnly: true}
+      volumes:
+      - {name: driver, hostPath: {path: %s, type: Directory}}
+      - {name: s3, secret: {secretName: s3}}
+`, agentImage, d.driver.dir))
+	write("kustomization.yaml", `
+resources: [daemonset.yaml]
+patches: [{path: patch.yaml}]
+configMapGenerator: [{name: gpu-agent, namespace: gpu-agent, behavior: replace, files: [config.yaml]}]
+secretGenerator: [{name: s3, namespace: gpu-agent, files: [credentials]}]
+generatorOptions: {disableNameSuffixHash: true}
+`)
+	t.Cleanup(func() {
+		if t.Failed() {
+			n.explain(t)
+		}
+		if _, err := n.try("", "kubectl", "delete", "--ignore-not-found", "--wait", "-k", dir); err != nil {
+			t.Log(err)
+		}
+	})
+	n.kubectl(t, "apply", "-k", dir)
+	n.kubectl(t, "-n", "gpu-agent", "rollout", "status", "daemonset/gpu-agent", "--timeout=60s")
+}
+
+func (d deployment) config() string {
+	models := "[]"
+	if d.model != "" {
+		models = fmt.Sprintf("[{name: %s, source: s3://models/%[1]s}]", d.model)
+	}
+	return fmt.Sprintf(`
+apiVersion: gpu-agent.dev/v1alpha1
+kind: Config
+nvml: {library: /driver/libnvidia-ml.so.1, interval: 1s, deadline: 2s}
+devicePlugin: {strategies: [%s]}
+podResources: {interval: 1s}
+cache:
+  limit: 1Gi
+  models: %s
+  sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
+`, d.strategy, models, s3Endpoint)
+}
+
+// explain logs what a person would look at.
+func (n *node) explain(t *testing.T) {
+	for _, args := range [][]string{
+		{"get", "pods", "-A", "-o", "wide"},
+		{"describe", "pods", "-A"},
+		{"-n", "gpu-agent", "logs", "daemonset/gpu-agent", "--tail=100"},
+	} {
+		out, err := n.try("", append([]string{"kubectl"}, args...)...)
+		t.Logf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// metrics scrapes the agent through the API server's proxy, as any pod could scrape it directly.
+func (n *node) metrics() (string, error) {
+	pods, err := object[struct{ Items []podObject }](n, "pods", "-n", "gpu-agent", "-l", "app.kubernetes.io/name=gpu-agent")
+	if err != nil {
+		return "", err
+	}
+	if len(pods.Items) != 1 {
+		return "", fmt.Errorf("%d agent pods, want 1", len(pods.Items))
+	}
+	path := fmt.Sprintf("/api/v1/namespaces/gpu-agent/pods/%s:9400/proxy/metrics", pods.Items[0].Metadata.Name)
+	return n.try("", "kubectl", "get", "--raw", path)
+}
+
+var series = regexp.MustCompile(`(?m)^DCGM_FI_DEV_GPU_TEMP\{(.*)\} `)
+
+// holders reads, for each GPU of the node by its UUID, the pod that /metrics shows on it, "" for none.
+func (n *node) holders() (map[string]string, error) {
+	text, err := n.metrics()
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for _, m := range series.FindAllStringSubmatch(text, -1) {
+		labels := map[string]string{}
+		for _, pair := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(m[1], -1) {
+			labels[pair[1]] = pair[2]
+		}
+		found[labels["UUID"]] = labels["pod"]
+	}
+	return found, nil
+}
+
+// shows waits until /metrics has all GPUs, and pod on that of uuid and nothing on the others.
+func (n *node) shows(t *testing.T, want map[string]string) {
+	t.Helper()
+	eventually(t, 20*time.Second, "metrics show who holds which GPU", func() error {
+		got, err := n.holders()
+		if err != nil {
+			return err
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) { // fmt sorts the keys
+			return fmt.Errorf("pods by GPU: %v, want %v", got, want)
+		}
+		return nil
+	})
+}
+
+// upload puts content into bucket models of the S3 server.
+func (n *node) upload(t *testing.T, key, file string) {
+	t.Helper()
+	curl := func(args ...string) error {
+		_, err := n.try("", append([]string{
+			"exec", "curl", "--silent", "--show-error", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3",
+			"--user", s3Access + ":" + s3Secret, "--header", "x-amz-content-sha256: UNSIGNED-PAYLOAD",
+		}, args...)...)
+		return err
+	}
+	if curl("--head", s3Endpoint+"/models") != nil {
+		require.NoError(t, curl("--request", "PUT", s3Endpoint+"/models"))
+	}
+	require.NoError(t, curl("--upload-file", file, s3Endpoint+"/models/"+key))
+}

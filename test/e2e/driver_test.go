@@ -1,0 +1,77 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// driver is test/fakenvml in a folder of the host that the agent's pod mounts: the library, and the
+// file that says what it answers.
+type driver struct {
+	dir  string
+	gpus int
+	lost map[int]bool
+}
+
+func newDriver(t *testing.T, gpus int) *driver {
+	t.Helper()
+	d := &driver{dir: t.TempDir(), gpus: gpus, lost: map[int]bool{}}
+	out, err := exec.Command("../fakenvml/build.sh", filepath.Join(d.dir, "libnvidia-ml.so.1")).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	d.write(t)
+	return d
+}
+
+// uuids are of our own making, so that what a pod sees cannot be a default of some library.
+func (d *driver) uuids() []string {
+	var all []string
+	for i := range d.gpus {
+		all = append(all, fmt.Sprintf("GPU-e2e00000-0000-4000-8000-%012x", i))
+	}
+	return all
+}
+
+// lose makes a GPU fall off the bus, or come back.
+func (d *driver) lose(t *testing.T, gpu int, lost bool) {
+	t.Helper()
+	d.lost[gpu] = lost
+	d.write(t)
+}
+
+func (d *driver) write(t *testing.T) {
+	t.Helper()
+	b := &strings.Builder{}
+	fmt.Fprintf(b, "gpus %d\n", d.gpus)
+	for i, uuid := range d.uuids() {
+		fmt.Fprintf(b, "gpu %d uuid=%s\n", i, uuid)
+		if d.lost[i] {
+			fmt.Fprintf(b, "gpu %d lost=1\n", i)
+		}
+	}
+	file := filepath.Join(d.dir, "state")
+	require.NoError(t, os.WriteFile(file+".new", []byte(b.String()), 0o644))
+	require.NoError(t, os.Rename(file+".new", file))
+}
+
+// labels are those that GPU feature discovery gave a real node with these GPUs, but for the
+// machine's own name.
+func (d *driver) labels(t *testing.T) map[string]string {
+	t.Helper()
+	real, err := os.ReadFile("../../pkg/labels/testdata/h100.labels")
+	require.NoError(t, err)
+	all := map[string]string{}
+	for line := range strings.Lines(string(real)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			all[k] = v
+		}
+	}
+	maps.DeleteFunc(all, func(k, _ string) bool { return k == "nvidia.com/gpu.machine" || k == "nvidia.com/gfd.timestamp" })
+	return all
+}
