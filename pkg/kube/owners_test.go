@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -92,21 +93,54 @@ func TestAnUnknownIDIsLoggedOnceForItsResource(t *testing.T) {
 
 // fakeKubelet answers List from memory; used inside a synctest bubble.
 type fakeKubelet struct {
+	mu    sync.Mutex
 	err   error
-	asked int
+	count int
+}
+
+func (f *fakeKubelet) asked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.count
+}
+
+func (f *fakeKubelet) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
 }
 
 func (f *fakeKubelet) List(context.Context, *podresources.ListPodResourcesRequest, ...grpc.CallOption) (*podresources.ListPodResourcesResponse, error) {
-	f.asked++
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count++
 	if f.err != nil {
 		return nil, f.err
 	}
-	return list(pod("ns", fmt.Sprint("pod-", f.asked), container("main", holds("nvidia.com/gpu", "GPU-0")))), nil
+	return list(pod("ns", fmt.Sprint("pod-", f.count), container("main", holds("nvidia.com/gpu", "GPU-0")))), nil
 }
 
-func polling(t *testing.T, test func(t *testing.T, o *Owners, kubelet *fakeKubelet, log *bytes.Buffer)) {
+// lockedLog is a log that is read while it may be written.
+type lockedLog struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func polling(t *testing.T, test func(t *testing.T, o *Owners, kubelet *fakeKubelet, log *lockedLog)) {
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedLog
 		o := NewOwners(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
 		kubelet := &fakeKubelet{}
 		owners, up := o.Owners()
@@ -129,11 +163,11 @@ func pass(d time.Duration) {
 }
 
 func TestTheLastAnswerIsKeptForThreeIntervals(t *testing.T) {
-	polling(t, func(t *testing.T, o *Owners, kubelet *fakeKubelet, log *bytes.Buffer) {
+	polling(t, func(t *testing.T, o *Owners, kubelet *fakeKubelet, log *lockedLog) {
 		owners, up := o.Owners()
 		require.Equal(t, "pod-1", owners["GPU-0"][0].Pod)
 		require.True(t, up)
-		kubelet.err = errors.New("connection refused")
+		kubelet.fail(errors.New("connection refused"))
 		pass(15 * time.Second)
 		owners, up = o.Owners()
 		require.Equal(t, "pod-1", owners["GPU-0"][0].Pod)
@@ -142,7 +176,7 @@ func TestTheLastAnswerIsKeptForThreeIntervals(t *testing.T) {
 		owners, _ = o.Owners()
 		require.Nil(t, owners, "absent, not stale")
 		require.Equal(t, 1, strings.Count(log.String(), "connection refused"))
-		kubelet.err = nil
+		kubelet.fail(nil)
 		pass(5 * time.Second)
 		owners, up = o.Owners()
 		require.Len(t, owners, 1)
@@ -152,24 +186,24 @@ func TestTheLastAnswerIsKeptForThreeIntervals(t *testing.T) {
 }
 
 func TestAPokeAsksSooner(t *testing.T) {
-	polling(t, func(t *testing.T, o *Owners, kubelet *fakeKubelet, _ *bytes.Buffer) {
-		require.Equal(t, 1, kubelet.asked)
+	polling(t, func(t *testing.T, o *Owners, kubelet *fakeKubelet, _ *lockedLog) {
+		require.Equal(t, 1, kubelet.asked())
 		o.Poke()
 		o.Poke()
 		pass(settle - 1)
-		require.Equal(t, 1, kubelet.asked)
+		require.Equal(t, 1, kubelet.asked())
 		pass(1)
-		require.Equal(t, 2, kubelet.asked)
+		require.Equal(t, 2, kubelet.asked())
 		pass(5*time.Second - 1)
-		require.Equal(t, 2, kubelet.asked)
+		require.Equal(t, 2, kubelet.asked())
 		pass(1)
-		require.Equal(t, 3, kubelet.asked)
+		require.Equal(t, 3, kubelet.asked())
 		for range 100 { // poked faster than it settles
 			o.Poke()
 			pass(settle / 5)
 		}
-		require.GreaterOrEqual(t, kubelet.asked, 3+15)
-		require.LessOrEqual(t, kubelet.asked, 3+25)
+		require.GreaterOrEqual(t, kubelet.asked(), 3+15)
+		require.LessOrEqual(t, kubelet.asked(), 3+25)
 	})
 }
 

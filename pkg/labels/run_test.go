@@ -8,7 +8,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,30 +25,71 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
-// fakeSink records what is applied. Its fields are read only after synctest.Wait.
+// fakeSink records what is applied.
 type fakeSink struct {
+	mu    sync.Mutex
 	err   error
-	tried int
-	sets  []map[string]string
+	tries int
+	all   []map[string]string
 }
 
 func (f *fakeSink) Apply(_ context.Context, l map[string]string) error {
-	f.tried++
-	if f.err != nil {
-		return f.err
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tries++
+	if f.err == nil {
+		f.all = append(f.all, maps.Clone(l))
 	}
-	f.sets = append(f.sets, maps.Clone(l))
-	return nil
+	return f.err
 }
 
-func (f *fakeSink) last() map[string]string { return f.sets[len(f.sets)-1] }
+func (f *fakeSink) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fakeSink) tried() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tries
+}
+
+func (f *fakeSink) sets() []map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.all)
+}
+
+func (f *fakeSink) last() map[string]string {
+	all := f.sets()
+	return all[len(all)-1]
+}
+
+// lockedLog is a log that is read while it may be written.
+type lockedLog struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
 
 type world struct {
 	gpus   watch.Value[*gpu.Snapshot]
 	models watch.Value[*model.Inventory]
 	sink   fakeSink
-	log    bytes.Buffer
-	told   []map[string]string
+	told   fakeSink // by Config.Applied
+	log    lockedLog
 }
 
 // inWorld runs test while Run does, in a bubble of fake time.
@@ -57,7 +100,7 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := labels.Config{
 			Machine: "DGX H100", Log: slog.New(slog.NewTextHandler(&w.log, nil)),
-			Applied: func(l map[string]string) { w.told = append(w.told, l) },
+			Applied: func(l map[string]string) { _ = w.told.Apply(ctx, l) },
 		}
 		done := make(chan error, 1)
 		go func() {
@@ -65,10 +108,10 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 		}()
 		synctest.Wait()
 		test(t, w)
-		before := len(w.sink.sets)
+		before := len(w.sink.sets())
 		cancel()
 		require.NoError(t, <-done)
-		require.Len(t, w.sink.sets, before, "labels stay when the agent stops")
+		require.Len(t, w.sink.sets(), before, "labels stay when the agent stops")
 	})
 }
 
@@ -83,10 +126,10 @@ func TestNothingIsAppliedBeforeTheFirstDriver(t *testing.T) {
 		w.set(&gpu.Snapshot{Driver: gpu.Driver{Error: "libnvidia-ml.so.1 not found"}})
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		require.Zero(t, w.sink.tried)
+		require.Zero(t, w.sink.tried())
 		require.Equal(t, 1, strings.Count(w.log.String(), "until a driver is loaded"))
 		w.set(gputest.Node(8))
-		require.Len(t, w.sink.sets, 1)
+		require.Len(t, w.sink.sets(), 1)
 		require.Equal(t, "8", w.sink.last()["nvidia.com/gpu.count"])
 		require.Equal(t, "DGX-H100", w.sink.last()["nvidia.com/gpu.machine"])
 	})
@@ -100,12 +143,12 @@ func TestOnlyAChangeIsApplied(t *testing.T) {
 			s.Time = time.Now()
 			w.set(s)
 		}
-		require.Len(t, w.sink.sets, 1)
+		require.Len(t, w.sink.sets(), 1)
 		w.set(gputest.Sick(gputest.Node(8), 2, gpu.XID))
-		require.Len(t, w.sink.sets, 2)
+		require.Len(t, w.sink.sets(), 2)
 		require.Equal(t, "7", w.sink.last()["gpu-agent.dev/gpu.healthy"])
 		require.Contains(t, w.log.String(), "changed=[gpu-agent.dev/gpu.healthy]")
-		require.Equal(t, w.sink.sets, w.told)
+		require.Equal(t, w.sink.sets(), w.told.sets())
 	})
 }
 
@@ -114,31 +157,31 @@ func TestTheResyncHealsDeletionsByHand(t *testing.T) {
 		w.set(gputest.Node(8))
 		time.Sleep(5*time.Minute - time.Second)
 		synctest.Wait()
-		require.Len(t, w.sink.sets, 1)
+		require.Len(t, w.sink.sets(), 1)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		require.Len(t, w.sink.sets, 2)
-		require.Equal(t, w.sink.sets[0], w.sink.sets[1])
+		require.Len(t, w.sink.sets(), 2)
+		require.Equal(t, w.sink.sets()[0], w.sink.sets()[1])
 		require.Equal(t, 1, strings.Count(w.log.String(), "labels applied"))
 	})
 }
 
 func TestAFailedApplyIsTriedAgainEverMoreSlowly(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		w.sink.err = errors.New("no route to host")
+		w.sink.fail(errors.New("no route to host"))
 		w.set(gputest.Node(8))
 		for range 100 { // a snapshot a second must not defeat the backoff
 			time.Sleep(time.Second)
 			w.set(gputest.Node(8))
 		}
-		require.Equal(t, 7, w.sink.tried, "at 0, 1, 3, 7, 15, 31, 63 s")
-		require.Empty(t, w.told)
-		w.sink.err = nil
+		require.Equal(t, 7, w.sink.tried(), "at 0, 1, 3, 7, 15, 31, 63 s")
+		require.Zero(t, w.told.tried())
+		w.sink.fail(nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Len(t, w.sink.sets, 1)
+		require.Len(t, w.sink.sets(), 1)
 		w.set(gputest.Sick(gputest.Node(8), 2, gpu.XID))
-		require.Len(t, w.sink.sets, 2, "the backoff is over")
+		require.Len(t, w.sink.sets(), 2, "the backoff is over")
 	})
 }
 
@@ -146,12 +189,12 @@ func TestLabelsSurviveTheDriver(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.set(gputest.Node(8))
 		w.set(&gpu.Snapshot{Driver: gpu.Driver{Error: "driver unloaded"}})
-		require.Len(t, w.sink.sets, 2)
-		want := maps.Clone(w.sink.sets[0])
+		require.Len(t, w.sink.sets(), 2)
+		want := maps.Clone(w.sink.sets()[0])
 		want["gpu-agent.dev/gpu.healthy"] = "0"
 		require.Equal(t, want, w.sink.last())
 		w.set(gputest.Node(8))
-		require.Equal(t, w.sink.sets[0], w.sink.last())
+		require.Equal(t, w.sink.sets()[0], w.sink.last())
 	})
 }
 
@@ -164,7 +207,7 @@ func TestAModelsLabelGoesAndThatIsTold(t *testing.T) {
 		w.models.Set(&model.Inventory{Models: []model.Status{{Name: "llama", State: model.Removing, Revision: "r"}}})
 		synctest.Wait()
 		require.NotContains(t, w.sink.last(), key)
-		require.NotContains(t, w.told[len(w.told)-1], key)
+		require.NotContains(t, w.told.last(), key)
 	})
 }
 
@@ -177,7 +220,7 @@ func TestRunWithoutACache(t *testing.T) {
 		defer cancel()
 		none := func(*gpu.Snapshot) []resource.Offer { return nil }
 		require.NoError(t, labels.Run(ctx, labels.Config{}, &gpus, nil, none, sink))
-		require.Len(t, sink.sets, 1)
+		require.Len(t, sink.sets(), 1)
 	})
 }
 
