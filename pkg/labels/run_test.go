@@ -200,6 +200,7 @@ func TestLabelsSurviveTheDriver(t *testing.T) {
 
 func TestAModelsLabelGoesAndThatIsTold(t *testing.T) {
 	const key = "models.gpu-agent.dev/llama"
+	require.Equal(t, key, labels.ModelKey("llama"))
 	inWorld(t, func(t *testing.T, w *world) {
 		w.models.Set(&model.Inventory{Models: []model.Status{{Name: "llama", State: model.Ready, Revision: "r"}}})
 		w.set(gputest.Node(1))
