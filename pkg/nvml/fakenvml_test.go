@@ -198,3 +198,28 @@ func TestALibraryThatIsNotNVMLIsRefused(t *testing.T) {
 	_, err := newDriver("libc.so.6").Open()
 	require.EqualError(t, err, "libc.so.6 is no usable NVIDIA driver library: it has no nvmlInit_v2")
 }
+
+func TestAReplacedLibraryIsNoticed(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t))
+		return
+	}
+	write := stateFile(t)
+	d := newDriver(library)
+	s, err := d.Open()
+	require.NoError(t, err)
+	s.Close()
+
+	write("init 18\n")
+	_, err = d.Open()
+	require.ErrorContains(t, err, "ERROR_LIB_RM_VERSION_MISMATCH")
+	require.NotErrorIs(t, err, ErrLibraryReplaced, "a restart would load the same file again, and again")
+
+	image, err := os.ReadFile(library)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(library+".new", image, 0o755))
+	require.NoError(t, os.Rename(library+".new", library))
+	_, err = d.Open()
+	require.ErrorIs(t, err, ErrLibraryReplaced)
+}

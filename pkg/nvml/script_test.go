@@ -348,7 +348,8 @@ func TestALostDriverKeepsTheInventoryAndIsOpenedAgain(t *testing.T) {
 		require.Equal(t, "560.1", s.Driver.Version)
 		require.Equal(t, 7, s.HealthyCount(), "an initialisation ends the verdict of XID 79")
 		require.Equal(t, gpu.UUID("GPU-5"), s.Devices[5].UUID, "it is known by its index")
-		require.Equal(t, gpu.Lost, s.Devices[5].Health.Reason)
+		require.Equal(t, "identify: ERROR_GPU_IS_LOST: the GPU has fallen off the bus", s.Devices[5].Health.Text)
+		require.Zero(t, s.Unidentified)
 		require.Equal(t, uint64(1), s.Devices[1].XIDs[0].Count, "counts do not go back")
 	})
 }
