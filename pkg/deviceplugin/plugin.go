@@ -102,6 +102,9 @@ func (p *Plugin) Status() Status {
 // Run keeps the plugin registered until ctx is done, and then returns nil, with its sockets removed.
 // Nothing that the kubelet or the node does is an error: it waits, and Status says for what.
 func (p *Plugin) Run(ctx context.Context) error {
+	if p.policy.Resource() == "" {
+		return errors.New("device plugin: the policy was not made by resource.NewPolicy")
+	}
 	folder := openFolder(p.cfg.Dir, p.cfg.Log)
 	defer folder.close()
 	defer func() {
