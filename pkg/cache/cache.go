@@ -238,7 +238,7 @@ func (c *Cache) Pull(_ context.Context, s model.Spec) error {
 	if e.busy == nil || old != s.Source {
 		e.restart()
 	}
-	e.again = e.busy == nil || old != s.Source
+	e.again = true // a worker that is on it may have looked before the origin changed
 	c.changed()
 	return nil
 }

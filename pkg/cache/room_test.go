@@ -1,0 +1,333 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// hold puts models of one mega each at the origin.
+func (o *origin) hold(names ...string) {
+	for i, n := range names {
+		o.put(n, "r1", map[string][]byte{"f": noise(uint64(i), mega)})
+	}
+}
+
+func pull(t *testing.T, c *Cache, names ...string) {
+	t.Helper()
+	for _, n := range names {
+		require.NoError(t, c.Pull(t.Context(), spec(n, n)))
+		ready(t, c, n)
+		time.Sleep(time.Second) // fake: uses must differ
+	}
+}
+
+func names(c *Cache) (list []string) {
+	for _, m := range c.Get().Models {
+		list = append(list, m.Name+" "+string(m.State))
+	}
+	return list
+}
+
+func TestTheLongestUnusedIsEvictedFirstAndPinsStay(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a", "b", "c", "d", "e", "f")
+		cfg := config(root)
+		cfg.Limit = 3 * mega
+		c := open(t, cfg, o)
+		c.Want(nil)
+		stop := run(t, c)
+		pull(t, c, "a", "b", "c")
+		require.NoError(t, c.Touch("a"))
+		time.Sleep(time.Second)
+		pull(t, c, "d")
+		require.Equal(t, []string{"a Ready", "c Ready", "d Ready"}, names(c))
+		require.NoError(t, c.Pin("c"))
+		pull(t, c, "e")
+		require.Equal(t, []string{"c Ready", "d Ready", "e Ready"}, names(c))
+		require.Equal(t, int64(2), c.Get().Evicted)
+		require.Equal(t, int64(3*mega), c.Get().Used)
+		stop()
+
+		// Pins, uses and wishes are there after a restart.
+		c = open(t, cfg, o)
+		c.Want(nil)
+		stop = run(t, c)
+		require.True(t, c.Get().Model("c").Pinned)
+		pull(t, c, "f")
+		require.Equal(t, []string{"c Ready", "e Ready", "f Ready"}, names(c))
+		require.NoError(t, c.Unpin("c"))
+		pull(t, c, "a")
+		require.Equal(t, []string{"a Ready", "e Ready", "f Ready"}, names(c))
+		stop()
+		tidy(t, root, o.content["a"], o.content["e"], o.content["f"])
+	})
+}
+
+func TestTheConfigsModelsDoNotEvictEachOther(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a", "b", "c", "d")
+		cfg := config(root)
+		cfg.Limit = 2 * mega
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b"), spec("c", "c")})
+		run(t, c)
+		ready(t, c, "a")
+		ready(t, c, "b")
+		s := failed(t, c, "c", "NoSpace")
+		require.Equal(t, model.Pending, s.State)
+		require.Contains(t, s.Message, "needs 1.0 MB, free 0 B, evictable 0 B")
+		o.mu.Lock()
+		for _, a := range o.asked {
+			require.Equal(t, "f", a.path)
+		}
+		require.Len(t, o.asked, 32, "not a byte of c before there is room")
+		o.mu.Unlock()
+
+		// No longer in the config is not gone, but it makes room.
+		c.Want([]model.Spec{spec("b", "b"), spec("c", "c")})
+		ready(t, c, "c")
+		require.Equal(t, []string{"b Ready", "c Ready"}, names(c))
+	})
+}
+
+func TestNothingIsEvictedIfItWouldNotDo(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a", "b")
+		o.put("huge", "r1", map[string][]byte{"f": noise(9, 3*mega)})
+		cfg := config(root)
+		cfg.Limit = 2*mega + mega/2
+		c := open(t, cfg, o)
+		c.Want(nil)
+		run(t, c)
+		pull(t, c, "a", "b")
+		require.NoError(t, c.Pull(t.Context(), spec("huge", "huge")))
+		s := failed(t, c, "huge", "NoSpace")
+		require.Contains(t, s.Message, "needs 3.1 MB, free 524.3 kB, evictable 2.1 MB")
+		require.Zero(t, c.Get().Evicted)
+		require.Zero(t, c.Get().Reserved)
+		require.Empty(t, tree(t, c.at.partials()))
+	})
+}
+
+func TestALowerLimitShrinksTheCache(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a", "b", "c")
+		c := open(t, config(root), o)
+		c.Want(nil)
+		stop := run(t, c)
+		pull(t, c, "a", "b", "c")
+		stop()
+		cfg := config(root)
+		cfg.Limit = mega
+		c = open(t, cfg, o)
+		c.Want(nil)
+		run(t, c)
+		synctest.Wait()
+		require.Equal(t, []string{"c Ready"}, names(c))
+	})
+}
+
+func TestRemovingIsSaidBeforeTheFilesGo(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a")
+		cfg, asked, labelled := config(root), make(chan string), make(chan struct{})
+		cfg.Unlabelled = func(ctx context.Context, name string) error {
+			select {
+			case asked <- name:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			<-labelled
+			return nil
+		}
+		c := open(t, cfg, o)
+		c.Want(nil)
+		stop := run(t, c)
+		pull(t, c, "a")
+
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, c.Remove(ctx, "a"), context.Canceled)
+		require.Equal(t, []string{"a Ready"}, names(c), "the labels are still there, so the files are")
+
+		removed := make(chan error)
+		go func() { removed <- c.Remove(t.Context(), "a") }()
+		require.Equal(t, "a", <-asked)
+		require.Equal(t, []string{"a Removing"}, names(c))
+		holds(t, root, "a", o.content["a"])
+		close(labelled)
+		require.NoError(t, <-removed)
+		gone(t, c, "a")
+		require.Zero(t, c.Get().Used)
+		require.Equal(t, "NotFound", model.ReasonOf(c.Remove(t.Context(), "a")))
+		synctest.Wait()
+		stop()
+		tidy(t, root)
+		require.Empty(t, tree(t, layout(root).states()))
+	})
+}
+
+func TestAModelOfTheConfigIsNotRemoved(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a")
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		ready(t, c, "a")
+		require.Equal(t, "Wanted", model.ReasonOf(c.Remove(t.Context(), "a")))
+		require.Equal(t, "Wanted", model.ReasonOf(c.Pull(t.Context(), spec("a", "elsewhere"))))
+		require.Equal(t, []string{"a Ready"}, names(c))
+	})
+}
+
+func TestRemoveEndsADownload(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a")
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, _, _ int64, part []byte) (io.ReadCloser, error, bool) {
+			return silent{ctx, bytes.NewReader(part[:1])}, nil, true
+		}
+		c := open(t, config(root), o)
+		c.Want(nil)
+		run(t, c)
+		require.NoError(t, c.Pull(t.Context(), spec("a", "a")))
+		wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Pulling })
+		require.NoError(t, c.Remove(t.Context(), "a"))
+		gone(t, c, "a")
+		synctest.Wait()
+		tidy(t, root)
+	})
+}
+
+func TestVerifyFindsAFlippedBit(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := weights(1)
+		o.put("a", "r1", files)
+		o.put("b", "r1", map[string][]byte{"same": files["copy"]})
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
+		stop := run(t, c)
+		ready(t, c, "b")
+		path := filepath.Join(ready(t, c, "a").Path, "model.safetensors")
+		damaged, err := c.Verify(t.Context(), "a")
+		require.NoError(t, err)
+		require.Empty(t, damaged)
+
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if os.IsPermission(err) {
+			require.NoError(t, os.Chmod(path, 0o600))
+			f, err = os.OpenFile(path, os.O_WRONLY, 0)
+		}
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte{files["copy"][1000] ^ 1}, 1000)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		damaged, err = c.Verify(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, []string{"copy", "model.safetensors"}, damaged)
+		ready(t, c, "a")
+		ready(t, c, "b")
+		stop()
+		holds(t, root, "a", files)
+		holds(t, root, "b", o.content["b"])
+		tidy(t, root, files, o.content["b"])
+		_, err = c.Verify(t.Context(), "nope")
+		require.Equal(t, "NotFound", model.ReasonOf(err))
+	})
+}
+
+func TestOpenRefusesWhatItCannotKeep(t *testing.T) {
+	root := dir(t)
+	file := filepath.Join(root, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	readOnly := config(filepath.Join(root, "ro"))
+	readOnly.disk.Fault = func(op, _ string) error {
+		if op == "create" {
+			return os.ErrPermission
+		}
+		return nil
+	}
+	two := config(filepath.Join(root, "ro2"))
+	two.disk.Fault = func(op, _ string) error {
+		if op == "link" {
+			return os.ErrInvalid
+		}
+		return nil
+	}
+	for _, tc := range []struct {
+		name, text string
+		cfg        Config
+	}{
+		{"no root", `cache root "": want an absolute directory`, Config{}},
+		{"relative root", `cache root "models": want an absolute directory`, Config{Root: "models"}},
+		{"a file", "cache root " + file + " is not usable", Config{Root: file}},
+		{"negative limit", "cache limit -1 bytes: want more than 0", Config{Root: root, Limit: -1}},
+		{"limit beyond the disk", "lower the limit or mount a larger disk", Config{Root: root, Limit: 1 << 60}},
+		{"read-only", "is not writable", readOnly},
+		{"two filesystems", "must be on one filesystem with hard links", two},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := Open(tc.cfg, nil)
+			require.ErrorContains(t, err, tc.text)
+			require.NotContains(t, err.Error(), "\n")
+			require.Nil(t, c)
+		})
+	}
+}
+
+func TestASecondAgentIsRefused(t *testing.T) {
+	root, o := dir(t), newOrigin()
+	c := open(t, config(root), o)
+	_, err := Open(config(root), nil)
+	require.EqualError(t, err, "cache root "+root+" is in use by another gpu-agent: stop it or set another root")
+	require.NoError(t, c.Close())
+	require.NoError(t, open(t, config(root), o).Close())
+}
+
+func TestOpenBelievesOnlyWhatAManifestSays(t *testing.T) {
+	for name, harm := range map[string]func(t *testing.T, l layout){
+		"short blob": func(t *testing.T, l layout) {
+			require.NoError(t, os.Truncate(filepath.Join(l.visible("a"), "model.safetensors"), 5))
+		},
+		"missing file": func(t *testing.T, l layout) {
+			require.NoError(t, os.Chmod(l.visible("a"), 0o755))
+			require.NoError(t, os.Remove(filepath.Join(l.visible("a"), "empty")))
+		},
+		"foreign file": func(t *testing.T, l layout) {
+			require.NoError(t, os.Chmod(l.visible("a"), 0o755))
+			require.NoError(t, os.WriteFile(filepath.Join(l.visible("a"), "x"), nil, 0o600))
+		},
+		"no manifest":     func(t *testing.T, l layout) { require.NoError(t, os.Remove(l.manifest("a"))) },
+		"broken manifest": func(t *testing.T, l layout) { require.NoError(t, os.WriteFile(l.manifest("a"), []byte("{"), 0o600)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, root string, o *origin) {
+				files := weights(1)
+				o.put("a", "r1", files)
+				c := open(t, config(root), o)
+				c.Want([]model.Spec{spec("a", "a")})
+				stop := run(t, c)
+				ready(t, c, "a")
+				stop()
+				harm(t, layout(root))
+				c = open(t, config(root), o)
+				require.Nil(t, tree(t, layout(root).visible("a")))
+				c.Want([]model.Spec{spec("a", "a")})
+				stop = run(t, c)
+				ready(t, c, "a")
+				stop()
+				holds(t, root, "a", files)
+				tidy(t, root, files)
+			})
+		})
+	}
+}
