@@ -85,8 +85,8 @@ init() {
 	while :; do sleep infinity & wait $! || true; done
 }
 
-# cgroup v1 has a folder for each hierarchy, v2 one.
-cgroup_mounts() { awk '($3 == "cgroup" || $3 == "cgroup2" && $2 == "/sys/fs/cgroup") { print $2 }' /proc/self/mounts; }
+# cgroup v1 has a folder for each hierarchy, v2 one, and a machine with both has runc use all of them.
+cgroup_mounts() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/self/mounts; }
 
 make_cgroups() {
 	local at file
