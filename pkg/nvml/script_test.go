@@ -485,3 +485,21 @@ func TestStopLeavesAStuckCallBehind(t *testing.T) {
 		close(hang)
 	})
 }
+
+func TestNoPartOfTheInventoryIsShown(t *testing.T) {
+	play(t, func() *script {
+		d := newScript(8)
+		d.cards[6].hang = make(chan struct{})
+		return d
+	}, func(t *testing.T, m *Monitor, d *script) {
+		pass(DefaultDeadline - 1)
+		require.Empty(t, m.Get().Devices, "seven of eight, as long as the eighth may answer")
+		pass(1)
+		require.Len(t, m.Get().Devices, 7)
+		require.Equal(t, 1, m.Get().Unidentified)
+		d.do(func() { close(d.cards[6].hang); d.cards[6].hang = nil })
+		synctest.Wait()
+		require.Equal(t, 8, m.Get().HealthyCount())
+		require.Zero(t, m.Get().Unidentified)
+	})
+}

@@ -2,7 +2,7 @@
 // is in use. See README.md for the file. It depends on libc alone and has no state worth keeping.
 //
 // The structures are those of nvml.h, written out so that no header of NVIDIA's is needed.
-#define _GNU_SOURCE
+#define _DEFAULT_SOURCE // not _GNU_SOURCE: that would bind strtoull to a glibc as new as the builder's
 #include <errno.h>
 #include <pthread.h>
 #include <stddef.h>
