@@ -77,15 +77,19 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	if a.policy, err = resource.NewPolicy(c.DevicePlugin.Policy()); err != nil {
 		return nil, usageError{fmt.Errorf("devicePlugin: %w", err)}
 	}
-	if c.DevicePlugin.Enabled {
-		a.plugin = deviceplugin.New(deviceplugin.Config{Dir: c.DevicePlugin.KubeletDir, Log: log.With("part", "deviceplugin")}, a.policy, a.monitor)
-	}
 	door := kube.Config{
 		NodeName: c.NodeName, Kubeconfig: c.Labels.Kubeconfig, PodResourcesSocket: c.PodResources.Socket,
 		PodResourcesInterval: time.Duration(c.PodResources.Interval), Log: log.With("part", "kube"),
 	}
 	if c.PodResources.Enabled {
 		a.owners = kube.NewOwners(door)
+	}
+	if c.DevicePlugin.Enabled {
+		plugin := deviceplugin.Config{Dir: c.DevicePlugin.KubeletDir, Log: log.With("part", "deviceplugin")}
+		if a.owners != nil {
+			plugin.Allocated = a.owners.Poke
+		}
+		a.plugin = deviceplugin.New(plugin, a.policy, a.monitor)
 	}
 	switch c.Labels.Sink {
 	case "node":

@@ -29,8 +29,11 @@ import (
 
 // Config is where the kubelet is. The zero value is its default place.
 type Config struct {
-	Dir string       // the kubelet's plugin folder; default /var/lib/kubelet/device-plugins
-	Log *slog.Logger // nil discards
+	Dir string // the kubelet's plugin folder; default /var/lib/kubelet/device-plugins
+	// Allocated, if set, is told after each answer to Allocate: the kubelet then soon knows which pod
+	// holds which GPU. It must not block.
+	Allocated func()
+	Log       *slog.Logger // nil discards
 }
 
 // Snapshots is where the newest snapshot comes from. The channel is closed once a newer one is there.

@@ -108,6 +108,9 @@ func (s *service) Allocate(_ context.Context, in *api.AllocateRequest) (*api.All
 		s.plugin.cfg.Log.Info("allocated", "resource", s.resource, "devices", c.GetDevicesIds())
 	}
 	s.plugin.allocations.Add(uint64(len(out.ContainerResponses)))
+	if told := s.plugin.cfg.Allocated; told != nil {
+		told()
+	}
 	return out, nil
 }
 
