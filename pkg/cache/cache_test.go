@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -304,6 +305,48 @@ func TestARestartContinuesWhereTheJournalEnds(t *testing.T) {
 		require.Equal(t, int64(10*64<<10), o.bytesAsked())
 		holds(t, root, "a", files)
 		tidy(t, root, files)
+	})
+}
+
+func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := map[string][]byte{"big": noise(1, 40*64<<10)}
+		o.put("a", "r1", files)
+		o.onOpen = func(n int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			if n > 30 {
+				return silent{ctx, bytes.NewReader(nil)}, nil, true
+			}
+			return nil, nil, false
+		}
+		cfg := config(root)
+		var dead atomic.Bool
+		cfg.disk.Fault = func(string, string) error {
+			if dead.Load() {
+				return errCrash
+			}
+			return nil
+		}
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		wait(t, c, "a", func(s *model.Status) bool { return s.Done >= 30*64<<10 })
+		synctest.Wait()
+		dead.Store(true)
+		stop()
+
+		o.forget()
+		c = open(t, config(root), o)
+		s := c.models["a"]
+		require.NotNil(t, s)
+		kept := s.job.got.Load()
+		require.GreaterOrEqual(t, kept, int64((30-2*saveEvery)*64<<10))
+		require.Positive(t, s.job.slots[0].hashed)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop = run(t, c)
+		ready(t, c, "a")
+		stop()
+		require.Equal(t, int64(40*64<<10)-kept, o.bytesAsked())
+		holds(t, root, "a", files)
 	})
 }
 

@@ -1,0 +1,158 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// advance hashes what is contiguous, reading it back from the page cache just behind the writers, saves
+// the journal now and then, and completes the slot after its last byte. One caller at a time does so, for
+// all; the others go on fetching.
+func (f *fetcher) advance(s *slot, buf []byte) error {
+	f.mu.Lock()
+	if s.hashing || s.sum != "" {
+		f.mu.Unlock()
+		return nil
+	}
+	s.hashing = true
+	err := f.follow(s, buf)
+	complete := err == nil && s.hashed == s.file.Size
+	if !complete {
+		s.hashing = false
+	}
+	f.mu.Unlock()
+	if complete {
+		err = f.complete(s)
+		f.mu.Lock()
+		s.hashing = false
+		f.mu.Unlock()
+	}
+	return err
+}
+
+// follow hashes and saves until there is nothing more to. It is called and returns with f.mu held, so
+// that no range can be finished between its last look and the caller's giving back of the token.
+func (f *fetcher) follow(s *slot, buf []byte) error {
+	for {
+		from, end := s.hashed, min(s.contiguous(), s.hashed+s.step)
+		var saved journal
+		var err error
+		save := s.unsaved >= saveEvery*s.step
+		switch {
+		case save:
+			s.unsaved = 0
+			saved, err = s.record()
+		case end == from:
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		f.mu.Unlock()
+		if save {
+			err = f.save(s, func() (journal, error) { return saved, nil })
+		} else {
+			var n int64
+			n, err = io.CopyBuffer(struct{ io.Writer }{s.hash}, io.NewSectionReader(s.data, from, end-from), buf)
+			if err == nil && n != end-from {
+				err = io.ErrUnexpectedEOF
+			}
+		}
+		f.mu.Lock()
+		if err != nil {
+			if !save {
+				s.hash, s.hashed = sha256.New(), 0 // it may hold a part of what was read
+			}
+			return ours(fmt.Errorf("%s: %w", s.path, err))
+		}
+		if !save {
+			s.hashed = end
+		}
+	}
+}
+
+// complete verifies a slot whose bytes are all hashed.
+func (f *fetcher) complete(s *slot) error {
+	sum := model.Digest(hex.EncodeToString(s.hash.Sum(nil)))
+	if s.file.Digest != "" && sum != s.file.Digest {
+		f.mu.Lock()
+		f.got.Add(-s.bytes())
+		s.reset()
+		s.data.Close()
+		s.data = nil
+		f.mu.Unlock()
+		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true,
+			Text: fmt.Sprintf("the origin sent sha256 %s instead of %s: mend the file there or the digest", sum, s.file.Digest)},
+			f.disk.Remove(s.journal()), f.disk.Remove(s.path))
+	}
+	if err := f.sync(s); err != nil {
+		return ours(err)
+	}
+	if err := s.data.Chmod(0o444); err != nil {
+		return ours(err)
+	}
+	if err := f.write(s, journal{Sum: sum}); err != nil {
+		return ours(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.cond.Broadcast()
+	err := s.data.Close()
+	s.data, s.sum = nil, sum
+	f.left--
+	if s.stop != nil {
+		s.stop()
+		s.stop = nil
+	}
+	return err
+}
+
+// park saves and closes the files that are not complete.
+func (j *job) park() error {
+	var errs []error
+	for _, s := range j.slots {
+		if s.data == nil {
+			continue
+		}
+		if s.stop != nil {
+			s.stop()
+		}
+		errs = append(errs, j.save(s, s.record), s.data.Close())
+		s.data, s.stop = nil, nil
+	}
+	return errors.Join(errs...)
+}
+
+// save makes the data durable first and then the journal, whose content was fixed before.
+func (j *job) save(s *slot, record func() (journal, error)) error {
+	saved, err := record()
+	if err != nil {
+		return err
+	}
+	if err := j.sync(s); err != nil {
+		return err
+	}
+	return j.write(s, saved)
+}
+
+// sync makes a slot's data durable. After a failure the kernel may have dropped the pages and a second
+// fdatasync would say nothing of it, so all of the content counts as lost.
+func (j *job) sync(s *slot) error {
+	err := s.data.Sync()
+	if err != nil {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.got.Add(-s.bytes())
+		s.reset()
+	}
+	return err
+}
+
+func (j *job) write(s *slot, saved journal) error {
+	return writeJSON(j.disk, s.journal(), saved, 0o600)
+}
