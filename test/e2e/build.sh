@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 
 kubernetes=$(sed -nE 's/^(require)?[[:space:]]*k8s\.io\/kubernetes v([^ ]+).*/\2/p' kubernetes/go.mod)
 key=$({ cat kubernetes/go.mod kubernetes/go.sum containerd/go.mod containerd/go.sum \
-	versitygw/go.mod versitygw/go.sum build.sh; go version; } | sha256sum | cut -c1-12)
+	versitygw/go.mod versitygw/go.sum build.sh; (cd kubernetes && go version); } | sha256sum | cut -c1-12)
 out=${GPU_AGENT_E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpu-agent-e2e}/$kubernetes-$key
 
 # One set of flags everywhere: another -trimpath, CGO or tag would build the shared packages again.
