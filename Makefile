@@ -1,6 +1,9 @@
 # The toolchain that go.mod names, fetched by any newer Go that is installed.
 export GOTOOLCHAIN := auto
 
+# go-nvml wraps functions that its own header calls deprecated.
+export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
+
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE ?= docker.io/library/gpu-agent:dev
 LDFLAGS := -s -w -X main.version=$(VERSION)

@@ -196,6 +196,30 @@ func TestPassingFailuresAreRetried(t *testing.T) {
 	})
 }
 
+func TestAnOriginIsLeftAloneForAsLongAsItAsks(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "r1", map[string][]byte{"w": noise(1, 1000)})
+		throttled := &model.Error{Reason: "Throttled", Text: "429", RetryAfter: 7 * time.Minute}
+		var looked, read []time.Time
+		o.onResolve = func(n int, _ model.Ref) (error, bool) {
+			looked = append(looked, time.Now())
+			return throttled, n == 1
+		}
+		o.onOpen = func(n int, _ context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			read = append(read, time.Now())
+			return nil, throttled, n == 1
+		}
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		ready(t, c, "a")
+		require.Len(t, looked, 2)
+		require.Equal(t, 7*time.Minute, looked[1].Sub(looked[0]))
+		require.Len(t, read, 2)
+		require.Equal(t, 7*time.Minute, read[1].Sub(read[0]))
+	})
+}
+
 func TestAnOriginThatIgnoresRangesIsReadInOneStream(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := weights(1)

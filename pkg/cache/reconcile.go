@@ -113,7 +113,7 @@ func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) 
 	e.reason, e.message, e.final = reason, err.Error(), model.IsFinal(err)
 	pause := finalRetry
 	if !e.final {
-		pause = backoff(e.tries)
+		pause = max(backoff(e.tries), min(model.RetryAfter(err), patience))
 	}
 	e.tries++
 	e.retryAt = time.Now().Add(pause)
@@ -121,6 +121,9 @@ func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) 
 		e.again = true // an update failed: the retry is due even where the reference is the same
 	}
 }
+
+// patience bounds what an origin may ask for by Retry-After.
+const patience = time.Hour
 
 // backoff is how long to wait after so many failures: 1 s, doubled up to 5 min, ± 20 % so that the nodes
 // of a cluster do not come back to the origin together.

@@ -24,7 +24,7 @@ func (f *fetcher) pause(ctx context.Context, err error, tries int) error {
 	case "RangeIgnored", "Changed":
 		return err
 	}
-	timer := time.NewTimer(backoff(tries))
+	timer := time.NewTimer(max(backoff(tries), min(model.RetryAfter(err), patience)))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -38,3 +38,11 @@ func IsFinal(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Final
 }
+
+// RetryAfter is how long the origin of err asked to be left alone; 0 where it did not say.
+func RetryAfter(err error) time.Duration {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.RetryAfter
+	}
+	return 0
+}
