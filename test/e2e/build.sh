@@ -4,9 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+# The toolchain of the whole project, whatever the caller runs under: `go test` puts its own first in PATH.
+export GOTOOLCHAIN=go$(sed -n "s/^go //p" ../../go.mod)
 kubernetes=$(sed -nE 's/^(require)?[[:space:]]*k8s\.io\/kubernetes v([^ ]+).*/\2/p' kubernetes/go.mod)
 key=$({ cat kubernetes/go.mod kubernetes/go.sum containerd/go.mod containerd/go.sum \
-	versitygw/go.mod versitygw/go.sum build.sh; (cd kubernetes && go version); } | sha256sum | cut -c1-12)
+	versitygw/go.mod versitygw/go.sum build.sh; echo "$GOTOOLCHAIN"; } | sha256sum | cut -c1-12)
 out=${GPU_AGENT_E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpu-agent-e2e}/$kubernetes-$key
 
 # One set of flags everywhere: another -trimpath, CGO or tag would build the shared packages again.
