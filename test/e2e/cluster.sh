@@ -114,7 +114,6 @@ remove_cgroups() {
 start() { # NAME
 	local command
 	mapfile -d '' -t command < <(daemon "$1")
-	((${#command[@]})) || fail "no daemon named $1"
 	# shellcheck disable=SC2016 # expanded inside
 	inside bash -c 'log=$1 pid=$2; shift 2; setsid "$@" </dev/null >>"$log" 2>&1 & echo $! >"$pid"' \
 		start "$dir/log/$1.log" "$dir/$1.pid" "${command[@]}"
@@ -201,15 +200,17 @@ status() {
 	kubectl get nodes,pods --all-namespaces -o wide
 }
 
-restart() {
+restart() { # NAME
+	[[ " ${daemons[*]} " == *" $1 "* ]] || fail "no daemon named $1: want one of ${daemons[*]}"
 	inside kill -TERM "$(cat "$dir/$1.pid")"
 	until_true 30 "stop of $1" stopped "$1"
 	start "$1"
 }
 
 if [[ ${1:-} == -dir ]]; then
-	dir=${2:-}
-	shift 2 || usage
+	(($# >= 2)) && [[ $2 ]] || usage
+	dir=$2
+	shift 2
 fi
 [[ $dir == /* ]] || dir=$PWD/$dir
 cgroup=/gpu-agent-e2e-$(sha256sum <<<"$dir" | cut -c1-8)

@@ -151,7 +151,6 @@ daemon() { # NAME: its command line, each word ended by a zero byte
 		--hostname-override="$node" --node-ip="$node_ip"
 	) ;;
 	kube-proxy) words=("$bin/kube-proxy" --config="$dir/kube-proxy.yaml") ;;
-	*) return ;;
 	esac
 	printf '%s\0' "${words[@]}"
 }
