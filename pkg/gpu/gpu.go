@@ -49,6 +49,15 @@ type Device struct {
 	MIGCapable   bool   `json:"migCapable"` //
 	MIGEnabled   bool   `json:"migEnabled"` // split into instances: it cannot be offered whole
 
+	// Instances are the GPU's MIG instances in the order of their indexes; none unless MIGEnabled.
+	Instances []Instance `json:"instances,omitempty"`
+
+	// PCIPath is the PCI functions from the root complex down to the GPU's own, as sysfs names them: the
+	// longer the part that two GPUs share, the closer they are. Empty when unknown.
+	PCIPath []string `json:"pciPath,omitempty"`
+	// NVLinks are the active NVLinks by where they lead, sorted by remote.
+	NVLinks []NVLink `json:"nvlinks,omitempty"`
+
 	// Fabric is nil where the GPU is on no NVLink fabric.
 	Fabric *Fabric `json:"fabric,omitempty"`
 
@@ -61,6 +70,45 @@ type Device struct {
 	ReadErrors []ReadError `json:"readErrors,omitempty"`
 	// LastSample is the time of the last complete sample; zero before the first.
 	LastSample time.Time `json:"lastSample,omitzero"`
+}
+
+// Instance is one MIG device: a compute instance in a GPU instance. It has no health of its own: what ails
+// its GPU ails it.
+type Instance struct {
+	UUID    UUID   `json:"uuid"`    // "MIG-…"
+	Index   int    `json:"index"`   // of nvmlDeviceGetMigDeviceHandleByIndex; gaps are possible
+	GI      int    `json:"gi"`      // GPU instance id
+	CI      int    `json:"ci"`      // compute instance id
+	Profile string `json:"profile"` // "1g.10gb", "1g.10gb+me": the part after "MIG " in the device's name
+	Memory  uint64 `json:"memory"`  // bytes
+
+	// The minors of /dev/nvidia-caps/nvidia-cap<minor>, from /proc/driver/nvidia-caps/mig-minors; -1 unknown.
+	GIMinor int `json:"giMinor"`
+	CIMinor int `json:"ciMinor"`
+
+	// From nvmlDeviceGetAttributes_v2; 0 when it does not say.
+	Multiprocessors int     `json:"multiprocessors"`
+	GISlices        int     `json:"giSlices"`
+	CISlices        int     `json:"ciSlices"`
+	Engines         Engines `json:"engines"`
+
+	// Stats are the few readings that NVML gives for an instance; nil when the last sample failed.
+	Stats *Stats `json:"stats,omitempty"`
+}
+
+// Engines are the numbers of a MIG device's engines, shared ones included.
+type Engines struct {
+	Copy    int `json:"copy"`
+	Decoder int `json:"decoder"`
+	Encoder int `json:"encoder"`
+	JPEG    int `json:"jpeg"`
+	OFA     int `json:"ofa"`
+}
+
+// NVLink is a bundle of links from one GPU to one place.
+type NVLink struct {
+	Remote string `json:"remote"` // PCI bus id of the peer GPU, in Device.PCIBusID's form; "" is the node's NVSwitches
+	Count  int    `json:"count"`
 }
 
 // Fabric is the NVLink fabric membership that nvmlDeviceGetGpuFabricInfoV reports once registered.
