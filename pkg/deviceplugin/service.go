@@ -115,7 +115,10 @@ func (s *service) Allocate(_ context.Context, in *api.AllocateRequest) (*api.All
 }
 
 func answer(e resource.Edits) *api.ContainerAllocateResponse {
-	out := &api.ContainerAllocateResponse{Envs: e.Env}
+	out := &api.ContainerAllocateResponse{Envs: e.Env, Annotations: e.Annotations}
+	for _, m := range e.Mounts {
+		out.Mounts = append(out.Mounts, &api.Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath})
+	}
 	for _, name := range e.CDIDevices {
 		out.CdiDevices = append(out.CdiDevices, &api.CDIDevice{Name: name})
 	}

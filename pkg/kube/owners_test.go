@@ -85,10 +85,10 @@ func TestAnUnknownIDIsLoggedOnceForItsResource(t *testing.T) {
 	var log bytes.Buffer
 	o := NewOwners(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for range 3 {
-		o.read(list(pod("ns", "a", container("main", holds("nvidia.com/mig-1g.10gb", "MIG-1", "MIG-2")))))
+		o.read(list(pod("ns", "a", container("main", holds("nvidia.com/mig-1g.10gb", "MIG-GPU-1/1/0", "MIG-GPU-1/2/0")))))
 	}
 	require.Equal(t, 1, strings.Count(log.String(), "not attributed"))
-	require.Contains(t, log.String(), "MIG-1")
+	require.Contains(t, log.String(), "MIG-GPU-1/1/0")
 }
 
 // fakeKubelet answers List from memory; used inside a synctest bubble.

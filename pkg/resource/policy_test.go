@@ -26,20 +26,23 @@ func ids(of ...int) []resource.ID {
 	return list
 }
 
-func TestParseIDKnowsWholeGPUsAndTheirShares(t *testing.T) {
+func TestParseIDKnowsGPUsInstancesAndTheirShares(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]gpu.UUID{
 		"GPU-8c1f":     "GPU-8c1f",
 		"GPU-8c1f::0":  "GPU-8c1f",
 		"GPU-8c1f::12": "GPU-8c1f",
+		"MIG-8c1f":     "MIG-8c1f",
+		"MIG-8c1f::1":  "MIG-8c1f",
 	} {
 		id, err := resource.ParseID(in)
 		require.NoError(t, err, in)
 		require.Equal(t, resource.ID(in), id)
 		require.Equal(t, want, id.Device(), in)
+		require.Equal(t, strings.Contains(in, "::"), id.Shared(), in)
 	}
 	for _, in := range []string{
-		"", "GPU-", "8c1f", "nvidia0", "nvidia0/gi1", "MIG-8c1f", "MIG-GPU-8c1f/1/0", "GPU-8c1f/1",
+		"", "GPU-", "MIG-", "8c1f", "nvidia0", "nvidia0/gi1", "MIG-GPU-8c1f/1/0", "GPU-8c1f/1",
 		"GPU-8c1f::", "GPU-8c1f::x", "GPU-8c1f::-1", "GPU-8c1f:1", "GPU-a,GPU-b", "GPU-a GPU-b",
 	} {
 		_, err := resource.ParseID(in)
