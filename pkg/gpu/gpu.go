@@ -21,6 +21,9 @@ type Snapshot struct {
 	// Unidentified is the number of GPUs that the driver counts and that have never said who they are:
 	// without a UUID they are in no list.
 	Unidentified int `json:"unidentified,omitempty"`
+
+	// StateError says why health cannot be kept across a restart, or what of it was lost; for people.
+	StateError string `json:"stateError,omitempty"`
 }
 
 // Driver is the NVIDIA driver of the node.
@@ -62,6 +65,8 @@ type Device struct {
 	Fabric *Fabric `json:"fabric,omitempty"`
 
 	Health Health `json:"health"`
+	// Notices are what somebody should know or plan for while the GPU may be used; sorted by code.
+	Notices []Notice `json:"notices,omitempty"`
 	// Stats is nil when the last sample failed or has not happened.
 	Stats *Stats `json:"stats,omitempty"`
 
@@ -130,41 +135,6 @@ type ReadError struct {
 	Return string `json:"return"` // "ERROR_GPU_IS_LOST"
 	Count  uint64 `json:"count"`
 }
-
-// Reason is a bounded code for why a GPU is not healthy, safe as a metric label.
-type Reason string
-
-// The reasons. Healthy is the zero value.
-const (
-	Healthy    Reason = ""
-	Lost       Reason = "Lost"       // its handle or every call on it fails
-	Hung       Reason = "Hung"       // a driver call has not come back
-	XID        Reason = "XID"        // the driver reported an error that needs a reset, a reboot or support
-	Unreadable Reason = "Unreadable" // it answers, but not what is needed to offer it
-)
-
-// Remedy is what an unhealthy GPU needs.
-type Remedy string
-
-// The remedies.
-const (
-	NoRemedy   Remedy = ""
-	RestartApp Remedy = "RestartApp"
-	ResetGPU   Remedy = "ResetGPU"
-	RebootNode Remedy = "RebootNode"
-	Support    Remedy = "Support"
-)
-
-// Health says whether a physical GPU may be given to pods. The zero value is healthy.
-type Health struct {
-	Reason Reason    `json:"reason,omitempty"`
-	Text   string    `json:"text,omitempty"` // for people; empty when healthy
-	Since  time.Time `json:"since,omitzero"` // of the present reason
-	Needs  Remedy    `json:"needs,omitempty"`
-}
-
-// OK reports whether the GPU may be given to pods.
-func (h Health) OK() bool { return h.Reason == Healthy }
 
 // Device returns the GPU with the given UUID, or nil.
 func (s *Snapshot) Device(id UUID) *Device {
