@@ -26,6 +26,8 @@ func TestScripts(t *testing.T) {
 		http.ServeContent(w, r, "model.bin", time.Time{}, strings.NewReader(content))
 	})
 	mux.HandleFunc("/forbidden.bin", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) })
+	split := newShards()
+	mux.Handle("/shards/", split)
 	origin := httptest.NewServer(mux)
 	t.Cleanup(origin.Close) // the scripts are parallel subtests
 
@@ -40,6 +42,8 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"eventually": eventually,
 			"expand":     expand,
+			"release":    split.release,
+			"sent":       split.sent,
 		},
 	})
 }
