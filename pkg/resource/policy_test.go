@@ -52,26 +52,55 @@ func TestParseIDKnowsGPUsInstancesAndTheirShares(t *testing.T) {
 
 func TestPolicyRefusesWhatItWouldNotDo(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		cfg  resource.Config
-		want string
-	}{
-		"strategy to come":   {resource.Config{Strategies: []string{"envvar", "volume-mounts"}}, `"volume-mounts" is not there yet`},
-		"strategy to come 2": {resource.Config{Strategies: []string{"cdi-annotations"}}, `"cdi-annotations" is not there yet`},
-		"unknown strategy":   {resource.Config{Strategies: []string{"env"}}, `"env" is unknown: use "envvar"`},
-		"id strategy":        {resource.Config{IDStrategy: "serial"}, `"serial" is unknown: use "uuid"`},
-		"no domain":          {resource.Config{Resource: "gpu"}, "want <domain>/<name>"},
-		"long name":          {resource.Config{Resource: "nvidia.com/" + strings.Repeat("g", 64)}, "at most 63"},
-		"relative devices":   {resource.Config{DevRoot: "dev"}, "absolute"},
-		"CDI kind":           {resource.Config{CDIKind: "gpu"}, "want <vendor>/<class>"},
-		"blind device list":  {resource.Config{PassDeviceSpecs: true}, "which of them exist"},
+	gpus := func(rules ...resource.Shared) resource.Config { return resource.Config{TimeSlicing: sliced(rules...)} }
+	mps := sliced(resource.Shared{Name: "nvidia.com/gpu", Replicas: 2})
+	for want, cfg := range map[string]resource.Config{
+		`strategies[1]: "env" is unknown: use envvar, volume-mounts, cdi-annotations, cdi-cri`:                             {Strategies: []string{"envvar", "env"}},
+		`idStrategy: "serial" is unknown: use uuid, index`:                                                                 {IDStrategy: "serial"},
+		`migStrategy: "both" is unknown: use none, single, mixed`:                                                          {MIGStrategy: "both"},
+		`sharing.allocation: "tight" is unknown: use distributed, packed`:                                                  {Allocation: "tight"},
+		`resource: resource name "gpu": want <domain>/<name> with a name of at most 63 characters, such as nvidia.com/gpu`: {Resource: "gpu"},
+		"resource: resource name \"nvidia.com/" + strings.Repeat("g", 64):                                                  {Resource: "nvidia.com/" + strings.Repeat("g", 64)},
+		`devRoot: "dev": want an absolute path`:                                                                            {DevRoot: "dev"},
+		`cdiKind: "gpu": want <vendor>/<class>`:                                                                            {CDIKind: "gpu"},
+		`cdiAnnotationPrefix: "cdi.k8s.io": want <domain>/`:                                                                {CDIAnnotationPrefix: "cdi.k8s.io"},
+		"passDeviceSpecs: device nodes are to be passed":                                                                   {PassDeviceSpecs: true},
+		`resources.gpus[1].pattern: two names for what matches "*H100*": nvidia.com/b, and by resources.gpus[0] nvidia.com/a`: {
+			GPUNames: []resource.Name{{"*H100*", "nvidia.com/a"}, {"*H100*", "nvidia.com/b"}},
+		},
+		"resources.mig[0].pattern: want a pattern":                                                {MIGNames: []resource.Name{{"", "nvidia.com/a"}}},
+		`include[0]: "MIG-1" names no GPU`:                                                        {Include: []string{"MIG-1"}},
+		`exclude[0]: "" names no GPU`:                                                             {Exclude: []string{""}},
+		"imex.channelIDs: want [] or [0], got [1]":                                                {IMEXChannels: []int{1}, Exists: func(string) bool { return true }},
+		"imex.required: required, but no channel":                                                 {IMEXRequired: true},
+		"sharing: timeSlicing and mps are both":                                                   {TimeSlicing: mps, MPS: mps},
+		"sharing.timeSlicing.resources: want at least one resource to share":                      gpus(),
+		"sharing.timeSlicing.resources[0].replicas: want 2 or more, got 1":                        gpus(resource.Shared{Name: "nvidia.com/gpu", Replicas: 1}),
+		"sharing.timeSlicing.resources[0].replicas: want 2 or more, got 0":                        gpus(resource.Shared{Name: "nvidia.com/gpu"}),
+		`sharing.timeSlicing.resources[0].name: resource name "": want`:                           gpus(resource.Shared{Replicas: 2}),
+		`sharing.timeSlicing.resources[0].rename: resource name "x": want`:                        gpus(resource.Shared{Name: "nvidia.com/gpu", Rename: "x", Replicas: 2}),
+		`sharing.timeSlicing.resources[0].devices[1]: "first": want an index`:                     gpus(resource.Shared{Name: "nvidia.com/gpu", Replicas: 2, Devices: []string{"0:1", "first"}}),
+		"sharing.timeSlicing.resources[1].devices: two rules for all GPUs of nvidia.com/gpu":      gpus(resource.Shared{Name: "nvidia.com/gpu", Replicas: 2}, resource.Shared{Name: "nvidia.com/gpu", Replicas: 3, Count: 1}),
+		"sharing.timeSlicing.resources[1].devices: two rules for the first GPU of nvidia.com/gpu": gpus(resource.Shared{Name: "nvidia.com/gpu", Replicas: 2, Count: 1}, resource.Shared{Name: "nvidia.com/gpu", Replicas: 3, Count: 2}),
+		"sharing.timeSlicing.resources[1].devices: two rules for GPU 3 of nvidia.com/gpu: it is shared by sharing.timeSlicing.resources[0] already": gpus(
+			resource.Shared{Name: "nvidia.com/gpu", Replicas: 2, Devices: []string{"0", "3"}}, resource.Shared{Name: "nvidia.com/gpu", Rename: "nvidia.com/a", Replicas: 3, Devices: []string{"3"}}),
+		"sharing.mps: MPS cannot share MIG instances":                                     {MIGStrategy: "mixed", MPS: mps},
+		"sharing.mps.resources[0].replicas: an MPS server has at most 48 clients, got 49": {MPS: sliced(resource.Shared{Name: "nvidia.com/gpu", Replicas: 49})},
+		`mpsRoot: "mps": want an absolute path`:                                           {MPSRoot: "mps", MPS: mps},
 	} {
-		_, err := resource.NewPolicy(c.cfg)
-		require.ErrorContains(t, err, c.want, name)
+		_, err := resource.NewPolicy(cfg)
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), "\n", "one line each")
 	}
+	_, err := resource.NewPolicy(resource.Config{Resource: "gpu", IDStrategy: "serial"})
+	var faults resource.Faults
+	require.ErrorAs(t, err, &faults)
+	require.Len(t, faults, 2)
 	p := policy(t, resource.Config{Resource: "nvidia.com/" + strings.Repeat("g", 63)})
 	require.Len(t, p.Resource(), 74)
 	require.Equal(t, "nvidia.com/gpu", policy(t, resource.Config{}).Resource())
+	require.Equal(t, "none", policy(t, resource.Config{}).MIGStrategy())
+	require.Equal(t, resource.HostCDIKind, policy(t, resource.Config{}).Config().CDIKind)
 }
 
 func TestOffersAreAllWholeGPUsWithTheirHealth(t *testing.T) {
@@ -103,91 +132,4 @@ func TestNoGPUIsHealthyWithoutADriver(t *testing.T) {
 	require.Equal(t, "driver not loaded: libnvidia-ml.so.1 not found", units[0].Reason)
 	_, err := p.Edits(s, ids(0))
 	require.ErrorContains(t, err, "libnvidia-ml.so.1 not found")
-}
-
-func TestEdits(t *testing.T) {
-	t.Parallel()
-	u := func(i int) string { return string(gputest.UUID(i)) }
-	present := func(path string) bool { return path != "/host/dev/nvidia-modeset" && path != "/dev/nvidia-modeset" }
-	node := func(host, name string) resource.DeviceNode {
-		return resource.DeviceNode{HostPath: host + name, ContainerPath: "/dev/" + name, Permissions: "rw"}
-	}
-	for name, c := range map[string]struct {
-		cfg  resource.Config
-		ids  []resource.ID
-		want resource.Edits
-	}{
-		"envvar, in the order of indexes": {
-			ids:  ids(3, 1),
-			want: resource.Edits{Env: map[string]string{"NVIDIA_VISIBLE_DEVICES": u(1) + "," + u(3)}},
-		},
-		"shares of one GPU name it once": {
-			ids:  []resource.ID{ids(1)[0] + "::2", ids(1)[0] + "::0", ids(0)[0]},
-			want: resource.Edits{Env: map[string]string{"NVIDIA_VISIBLE_DEVICES": u(0) + "," + u(1)}},
-		},
-		"envvar by index": {
-			cfg:  resource.Config{IDStrategy: resource.ByIndex},
-			ids:  ids(2, 0),
-			want: resource.Edits{Env: map[string]string{"NVIDIA_VISIBLE_DEVICES": "0,2"}},
-		},
-		"cdi-cri alone sets no environment": {
-			cfg:  resource.Config{Strategies: []string{resource.CDICRI}},
-			ids:  ids(1, 0),
-			want: resource.Edits{CDIDevices: []string{"nvidia.com/gpu=" + u(0), "nvidia.com/gpu=" + u(1)}},
-		},
-		"both, another kind": {
-			cfg: resource.Config{Strategies: []string{resource.CDICRI, resource.EnvVar}, CDIKind: "k8s.device-plugin.nvidia.com/gpu", IDStrategy: resource.ByIndex},
-			ids: ids(1),
-			want: resource.Edits{
-				Env:        map[string]string{"NVIDIA_VISIBLE_DEVICES": "1"},
-				CDIDevices: []string{"k8s.device-plugin.nvidia.com/gpu=1"},
-			},
-		},
-		"device nodes that exist": {
-			cfg: resource.Config{PassDeviceSpecs: true, Exists: present},
-			ids: ids(2),
-			want: resource.Edits{
-				Env: map[string]string{"NVIDIA_VISIBLE_DEVICES": u(2)},
-				DeviceNodes: []resource.DeviceNode{
-					node("/dev/", "nvidiactl"), node("/dev/", "nvidia-uvm"), node("/dev/", "nvidia-uvm-tools"), node("/dev/", "nvidia12"),
-				},
-			},
-		},
-		"device nodes of another root": {
-			cfg: resource.Config{PassDeviceSpecs: true, DevRoot: "/host/dev", Exists: func(p string) bool { return p == "/host/dev/nvidiactl" }},
-			ids: ids(0),
-			want: resource.Edits{
-				Env:         map[string]string{"NVIDIA_VISIBLE_DEVICES": u(0)},
-				DeviceNodes: []resource.DeviceNode{node("/host/dev/", "nvidiactl"), node("/host/dev/", "nvidia10")},
-			},
-		},
-	} {
-		s := gputest.Node(4)
-		for i := range s.Devices {
-			s.Devices[i].Minor = 10 + i // not the index: it is not on real nodes either
-		}
-		got, err := policy(t, c.cfg).Edits(s, c.ids)
-		require.NoError(t, err, name)
-		require.Equal(t, c.want, got, name)
-	}
-}
-
-func TestEditsOfWhatMustNotBeUsedAreRefusedWithTheReason(t *testing.T) {
-	t.Parallel()
-	p := policy(t, resource.Config{PassDeviceSpecs: true, Exists: func(string) bool { return true }})
-	s := gputest.Sick(gputest.Node(4), 1, gpu.XID)
-	s.Devices[2].MIGEnabled = true
-	s.Devices[3].Minor = -1
-	for id, want := range map[resource.ID]string{
-		ids(1)[0]: "is unhealthy: GPU is XID",
-		ids(2)[0]: "is not offered",
-		ids(3)[0]: "minor number is unknown",
-		ids(9)[0]: "is not offered on this node",
-		"":        "is not offered",
-	} {
-		_, err := p.Edits(s, []resource.ID{ids(0)[0], id})
-		require.ErrorContains(t, err, want)
-	}
-	_, err := p.Edits(nil, ids(0))
-	require.ErrorContains(t, err, "is not offered")
 }

@@ -12,131 +12,221 @@ import (
 const (
 	healthy = iota
 	unhealthy
-	unknown // not in the snapshot
+	unknown // not offered
 	tiers
 )
 
 type candidate struct {
 	id    ID
 	tier  int
-	numa  int
-	index int
+	order int   // by GPU, instance and share; the last of all when unknown
+	item  *item // nil when unknown
+}
+
+func (c candidate) device() *gpu.Device {
+	if c.item == nil {
+		return nil
+	}
+	return c.item.device
 }
 
 // Prefer picks n of the available units, required ones included: healthy before unhealthy before
-// unknown, then on the fewest NUMA nodes, then on the nodes with the fewest units left over, so that
-// large groups stay whole for whoever needs them; ties go to the lower node and index. The answer
-// depends on the sets alone, not on their order: the kubelet's comes at random.
+// unknown. Of whole GPUs it picks the set whose pairs have the highest sum of affinities, and of those
+// sets the one that leaves the highest sum to whoever comes next, so that large groups stay whole; ties
+// go to the lower index. Shares and MIG instances it picks one by one, as Config.Allocation says. The
+// answer depends on the sets alone, not on their order: the kubelet's comes at random.
 //
 // It never fails, because the kubelet rejects the pod when it does: it returns fewer than n where
 // there are fewer, and all of required even where that is more.
 func (p Policy) Prefer(s *gpu.Snapshot, available, required []ID, n int) []ID {
-	all := candidates(s, available, required)
-	picked := make([]ID, 0, len(all))
-	nodes := map[int]bool{} // NUMA nodes already used
-	take := func(cs []candidate) {
-		for _, c := range cs {
-			picked = append(picked, c.id)
-			nodes[c.numa] = true
-		}
-	}
+	items, _ := p.items(s)
+	all := candidates(items, available, required)
+	var picked []candidate
 	var rest [tiers][]candidate
+	split := false
 	for _, c := range all {
+		split = split || c.item != nil && (c.item.kind != "" || c.item.instance != nil)
 		if slices.Contains(required, c.id) {
-			take([]candidate{c})
+			picked = append(picked, c)
 		} else {
 			rest[c.tier] = append(rest[c.tier], c)
 		}
 	}
+	var use usage
+	if split {
+		use = usageOf(items, slices.Concat(rest[:]...))
+		use.packed = p.cfg.Allocation == Packed
+	}
 	for _, tier := range rest {
-		if need := n - len(picked); need >= len(tier) {
-			take(tier)
-		} else if need > 0 {
-			take(tightest(tier, nodes, need))
+		switch need := n - len(picked); {
+		case need <= 0:
+		case need >= len(tier):
+			picked = append(picked, tier...)
+		case split:
+			picked = append(picked, use.pick(tier, picked, need)...)
+		default:
+			picked = append(picked, closest(tier, picked, need)...)
 		}
 	}
-	return picked
+	ids := make([]ID, len(picked))
+	for i, c := range picked {
+		ids[i] = c.id
+	}
+	return ids
 }
 
-// candidates are the distinct units of both lists in the order of their GPUs.
-func candidates(s *gpu.Snapshot, available, required []ID) []candidate {
+// candidates are the distinct units of both lists in the order of what is offered.
+func candidates(items []item, available, required []ID) []candidate {
+	place := make(map[ID]int, len(items))
+	for i := range items {
+		place[items[i].ID] = i
+	}
 	var cs []candidate
 	for _, id := range slices.Concat(available, required) {
-		c := candidate{id: id, tier: unknown, numa: -1, index: math.MaxInt}
-		if d := s.Device(id.Device()); d != nil {
-			c.tier, c.numa, c.index = healthy, d.NUMANode, d.Index
-			if unfit(s, d) != "" {
+		c := candidate{id: id, tier: unknown, order: math.MaxInt}
+		if i, known := place[id]; known {
+			c.tier, c.order, c.item = healthy, i, &items[i]
+			if !c.item.Healthy {
 				c.tier = unhealthy
 			}
 		}
 		cs = append(cs, c)
 	}
 	slices.SortFunc(cs, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.id, b.id))
 	})
 	return slices.Compact(cs)
 }
 
-// tightest picks need of the candidates, which are more than that, on the fewest NUMA nodes beyond
-// the used ones and with the fewest candidates left over on the nodes picked.
-func tightest(cs []candidate, used map[int]bool, need int) []candidate {
-	size := map[int]int{}
-	free := 0 // candidates that cost no further node
-	for _, c := range cs {
-		if used[c.numa] {
-			free++
-		} else {
-			size[c.numa]++
-		}
-	}
-	var order []int
-	for node := range size {
-		order = append(order, node)
-	}
-	slices.Sort(order)
-	extra := fewest(order, size, need-free)
+// manySets bounds the search that looks at every set. Half of 16 GPUs are 12,870 sets; NVIDIA's plugin
+// looks at every partition instead, and takes seconds there.
+const manySets = 20000
 
-	var picked []candidate
-	for _, c := range cs {
-		if len(picked) < need && (used[c.numa] || slices.Contains(extra, c.numa)) {
-			picked = append(picked, c)
-		}
+// closest picks need of the candidates, which are more than that: exactly the best set as Prefer
+// defines it, or where there are more than manySets of them, one that no exchange of a single GPU makes
+// better.
+func closest(cs, picked []candidate, need int) []candidate {
+	s := newSearch(cs, picked, need)
+	if sets(len(cs), need) <= manySets {
+		s.all(0, 0, 0)
+	} else {
+		s.climb()
 	}
-	return picked
+	out := make([]candidate, need)
+	for i, c := range s.best {
+		out[i] = cs[c]
+	}
+	return out
 }
 
-// fewest is the smallest set of nodes that together hold need units, and of these the one that holds
-// the fewest. Exact, by dynamic programming over (number of nodes, units held), so that no topology
-// makes it slow: NVIDIA's plugin enumerates partitions and takes seconds at 16 GPUs.
-func fewest(nodes []int, size map[int]int, need int) []int {
-	if need <= 0 {
-		return nil
+// sets is how many sets of k of n there are, or more than manySets.
+func sets(n, k int) int {
+	k = min(k, n-k)
+	count := 1
+	for i := range k {
+		if count = count * (n - i) / (i + 1); count > manySets {
+			break
+		}
 	}
-	total := 0
-	for _, node := range nodes {
-		total += size[node]
+	return count
+}
+
+// search is for the best set of some candidates, which go by their place in a list.
+type search struct {
+	score [][]int // of each pair
+	taken []int   // of each with all that is picked already
+	left  []int   // of each with all other candidates: what taking it costs whoever comes next
+	need  int
+
+	chosen           []int
+	best             []int
+	bestIn, bestLeft int
+}
+
+func newSearch(cs, picked []candidate, need int) *search {
+	s := &search{taken: make([]int, len(cs)), left: make([]int, len(cs)), need: need}
+	for i, c := range cs {
+		s.score = append(s.score, make([]int, len(cs)))
+		for j := range i {
+			w := affinity(c.device(), cs[j].device())
+			s.score[i][j], s.score[j][i] = w, w
+			s.left[i] += w
+			s.left[j] += w
+		}
+		for _, p := range picked {
+			s.taken[i] += affinity(c.device(), p.device())
+		}
 	}
-	// sets[k][u] is the first found set of k nodes that hold u units together; nil when there is none.
-	sets := make([][][]int, len(nodes)+1)
-	for k := range sets {
-		sets[k] = make([][]int, total+1)
+	return s
+}
+
+// all tries every set that goes on from the chosen ones with candidates from next on. in is the sum of
+// affinities in what is taken, left what the others have left among them, less a constant. Sets come in
+// the order of their indexes, so the first of equals is the lowest.
+func (s *search) all(next, in, left int) {
+	if len(s.chosen) == s.need {
+		s.offer(in, left)
+		return
 	}
-	sets[0][0] = []int{}
-	for i, node := range nodes {
-		for k := i; k >= 0; k-- {
-			for u := total - size[node]; u >= 0; u-- {
-				if from, to := sets[k][u], &sets[k+1][u+size[node]]; from != nil && *to == nil {
-					*to = append(slices.Clone(from), node)
+	for c := next; c <= len(s.taken)-(s.need-len(s.chosen)); c++ {
+		dIn, dLeft := s.delta(c)
+		s.chosen = append(s.chosen, c)
+		s.all(c+1, in+dIn, left+dLeft)
+		s.chosen = s.chosen[:len(s.chosen)-1]
+	}
+}
+
+// delta is what in and left become more by when c joins the chosen. A pair of two chosen ones was taken
+// off left twice.
+func (s *search) delta(c int) (in, left int) {
+	pairs := 0
+	row := s.score[c]
+	for _, o := range s.chosen {
+		pairs += row[o]
+	}
+	return pairs + s.taken[c], pairs - s.left[c]
+}
+
+func (s *search) offer(in, left int) {
+	if s.best == nil || in > s.bestIn || in == s.bestIn && left > s.bestLeft {
+		s.best, s.bestIn, s.bestLeft = append(s.best[:0], s.chosen...), in, left
+	}
+}
+
+// climb starts from the lowest indexes and exchanges single candidates as long as that helps; each
+// exchange is strictly better, so it ends.
+func (s *search) climb() {
+	set := make([]int, s.need)
+	for i := range set {
+		set[i] = i
+	}
+	s.weigh(set)
+	for better := true; better; {
+		better = false
+		base := slices.Clone(s.best)
+		for i := range base {
+			for c := range s.taken {
+				if slices.Contains(base, c) {
+					continue
 				}
+				try := slices.Clone(base)
+				try[i] = c
+				slices.Sort(try)
+				in, left := s.bestIn, s.bestLeft
+				s.weigh(try)
+				better = better || s.bestIn != in || s.bestLeft != left
 			}
 		}
 	}
-	for _, held := range sets {
-		for u := need; u <= total; u++ {
-			if held[u] != nil {
-				return held[u]
-			}
-		}
+}
+
+func (s *search) weigh(set []int) {
+	s.chosen = s.chosen[:0]
+	in, left := 0, 0
+	for _, c := range set {
+		dIn, dLeft := s.delta(c)
+		in, left = in+dIn, left+dLeft
+		s.chosen = append(s.chosen, c)
 	}
-	return nodes
+	s.offer(in, left)
 }

@@ -64,6 +64,8 @@ type Unit struct {
 type Offer struct {
 	Resource string // "nvidia.com/gpu"
 	Units    []Unit
+	Sharing  string // TimeSliced or ByMPS where some of the units are shares; else ""
+	Renamed  bool   // the shares go by another name than their GPUs would whole
 }
 
 // Owner is the container that holds a unit.
