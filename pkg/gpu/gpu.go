@@ -51,12 +51,13 @@ type Device struct {
 	ComputeMinor int    `json:"ccMinor"`    //
 	MIGCapable   bool   `json:"migCapable"` //
 	MIGEnabled   bool   `json:"migEnabled"` // split into instances: it cannot be offered whole
+	MIGPending   bool   `json:"migPending"` // the mode was changed, and the change waits for a reset of the GPU
 
 	// Instances are the GPU's MIG instances in the order of their indexes; none unless MIGEnabled.
 	Instances []Instance `json:"instances,omitempty"`
 
-	// PCIPath is the PCI functions from the root complex down to the GPU's own, as sysfs names them: the
-	// longer the part that two GPUs share, the closer they are. Empty when unknown.
+	// PCIPath is the root complex ("pci0000:16") and the PCI functions from there down to the GPU's own, as
+	// sysfs names them: the longer the part that two GPUs share, the closer they are. Empty when unknown.
 	PCIPath []string `json:"pciPath,omitempty"`
 	// NVLinks are the active NVLinks by where they lead, sorted by remote.
 	NVLinks []NVLink `json:"nvlinks,omitempty"`
@@ -84,7 +85,7 @@ type Instance struct {
 	Index   int    `json:"index"`   // of nvmlDeviceGetMigDeviceHandleByIndex; gaps are possible
 	GI      int    `json:"gi"`      // GPU instance id
 	CI      int    `json:"ci"`      // compute instance id
-	Profile string `json:"profile"` // "1g.10gb", "1g.10gb+me": the part after "MIG " in the device's name
+	Profile string `json:"profile"` // "1g.10gb", "1g.10gb+me": the part after "MIG " in the device's name; empty when it has none
 	Memory  uint64 `json:"memory"`  // bytes
 
 	// The minors of /dev/nvidia-caps/nvidia-cap<minor>, from /proc/driver/nvidia-caps/mig-minors; -1 unknown.
@@ -97,7 +98,8 @@ type Instance struct {
 	CISlices        int     `json:"ciSlices"`
 	Engines         Engines `json:"engines"`
 
-	// Stats are the few readings that NVML gives for an instance; nil when the last sample failed.
+	// Stats are the few readings that NVML gives for a GPU instance: its compute instances share them.
+	// Nil when the last sample of the GPU failed.
 	Stats *Stats `json:"stats,omitempty"`
 }
 

@@ -17,12 +17,14 @@ type cCard struct {
 	driver *cDriver
 	handle gonvml.Device
 	gpm    *gpm // nil before the first opGPM
+	mig    map[gpu.UUID]*cInstance
 }
 
 func (c *cCard) Close() {
 	if c.gpm != nil {
 		c.gpm.free()
 	}
+	c.keepInstances(nil)
 }
 
 func (c *cCard) Identify(d *gpu.Device) code {
@@ -39,10 +41,7 @@ func (c *cCard) Identify(d *gpu.Device) code {
 	if ret != gonvml.SUCCESS {
 		return code(ret)
 	}
-	d.UUID, d.Name, d.PCIBusID = gpu.UUID(uuid), name, cString(pci.BusId[:])
-	if d.PCIBusID == "" { // the first version of the call fills only this one
-		d.PCIBusID = cString(pci.BusIdLegacy[:])
-	}
+	d.UUID, d.Name, d.PCIBusID = gpu.UUID(uuid), name, busID(pci)
 	if has("nvmlDeviceGetMinorNumber") {
 		if n, ret := h.GetMinorNumber(); ret == gonvml.SUCCESS {
 			d.Minor = n
@@ -66,11 +65,6 @@ func (c *cCard) Identify(d *gpu.Device) code {
 	var s gpu.Stats
 	if c.Read(opMemory, &s) == success {
 		d.Memory = *s.MemoryTotal
-	}
-	if has("nvmlDeviceGetMigMode") {
-		if mode, _, ret := h.GetMigMode(); ret == gonvml.SUCCESS {
-			d.MIGCapable, d.MIGEnabled = true, mode == gonvml.DEVICE_MIG_ENABLE
-		}
 	}
 	c.identifyFabric(d)
 	return success
@@ -129,6 +123,14 @@ const (
 	anyType  = gonvml.ValueType(math.MaxInt32) // the type that the answer names
 	allLinks = math.MaxUint32                  // scope of the NVLink counters
 )
+
+// busID is the address of a PCI device in gpu.Device's form.
+func busID(pci gonvml.PciInfo) string {
+	if id := cString(pci.BusId[:]); id != "" {
+		return id
+	}
+	return cString(pci.BusIdLegacy[:]) // the first version of the call fills only this one
+}
 
 // cString is a NUL-terminated C string.
 func cString(s []int8) string {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -39,6 +40,8 @@ type Config struct {
 type Simulation struct {
 	GPU   string // one of SimulatedGPUs
 	Count int    // 1 to 16
+	// MIG splits GPUs; those in no entry stay whole.
+	MIG []SimulatedMIG
 }
 
 // SimulatedGPUs are the names that Simulation.GPU may have.
@@ -57,7 +60,7 @@ type Monitor struct {
 	log       *slog.Logger
 	driver    driver
 	simulated bool
-	sysfs     string // root of /sys; empty where there are no real PCI devices to look up
+	host      host
 	latest    watch.Value[*gpu.Snapshot]
 }
 
@@ -71,7 +74,7 @@ func New(cfg Config) (*Monitor, error) {
 	case cfg.Simulate != nil && cfg.Library != "":
 		return nil, errors.New("nvml library and nvml simulate are both set: a simulation loads no library; remove one of them")
 	}
-	m := &Monitor{interval: cfg.Interval, deadline: cfg.Deadline, log: cfg.Log, sysfs: "/sys"}
+	m := &Monitor{interval: cfg.Interval, deadline: cfg.Deadline, log: cfg.Log, host: host{sysfs: "/sys", procfs: "/proc"}}
 	if m.interval == 0 {
 		m.interval = DefaultInterval
 	}
@@ -86,7 +89,7 @@ func New(cfg Config) (*Monitor, error) {
 		if err != nil {
 			return nil, err
 		}
-		m.driver, m.simulated, m.sysfs = sim, true, ""
+		m.driver, m.simulated, m.host = sim, true, host{}
 	} else {
 		m.driver = newDriver(cfg.Library)
 	}
@@ -105,12 +108,19 @@ func (m *Monitor) Get() *gpu.Snapshot { return m.latest.Get() }
 func (m *Monitor) Watch() (*gpu.Snapshot, <-chan struct{}) { return m.latest.Watch() }
 
 func newSimDriver(s Simulation) (driver, error) {
-	i := slices.IndexFunc(simModels, func(m simModel) bool { return m.short == s.GPU })
-	if i < 0 {
+	if !slices.Contains(SimulatedGPUs(), s.GPU) {
 		return nil, fmt.Errorf("nvml simulate gpu %q: must be one of %s", s.GPU, strings.Join(SimulatedGPUs(), ", "))
 	}
 	if s.Count < 1 || s.Count > maxSimulated {
 		return nil, fmt.Errorf("nvml simulate count %d: must be 1 to %d", s.Count, maxSimulated)
 	}
-	return simDriver{model: simModels[i], count: s.Count}, nil
+	d := simDriver{model: simModelNamed(s.GPU), count: s.Count, mig: map[int][]gpu.Instance{}}
+	for i := range s.MIG {
+		split, err := s.split(i)
+		if err != nil {
+			return nil, fmt.Errorf("nvml simulate mig entry %d: %w", i, err)
+		}
+		maps.Copy(d.mig, split)
+	}
+	return d, nil
 }

@@ -36,8 +36,15 @@ type card interface {
 	// Identify writes into d what it can read and leaves the rest of d as it was. It succeeds when d has
 	// what the GPU needs to be offered: UUID, name and bus id.
 	Identify(d *gpu.Device) code
+	// Partition writes the MIG mode and all MIG instances into d, or nothing: half a list is none. It makes a
+	// new slice each time. The minors of the capability nodes are not NVML's to say.
+	Partition(d *gpu.Device) code
+	// Links writes the active NVLinks into d, as a new slice, or nothing.
+	Links(d *gpu.Device) code
 	// Read writes the fields of one op into s.
 	Read(o op, s *gpu.Stats) code
+	// ReadInstance writes the fields of one op into s, of the GPU instance of one that Partition listed last.
+	ReadInstance(in gpu.Instance, o op, s *gpu.Stats) code
 	Close()
 }
 
@@ -88,7 +95,15 @@ const (
 	opGPM                 op = "gpm"
 	opSample              op = "sample"   // the whole of a sample: only in ReadErrors, when it missed its deadline
 	opIdentify            op = "identify" // only in ReadErrors
+	opMIG                 op = "mig"      // mode and instances: only in ReadErrors
+	opLinks               op = "nvlinks"  // where they lead: only in ReadErrors
 )
+
+// instanceOps are the readings that NVML gives for a MIG instance; GPM on Hopper and newer.
+var instanceOps = []op{opMemory, opBAR1, opGPM}
+
+// ofInstance names a reading of a MIG instance in ReadErrors.
+func ofInstance(o op) op { return "mig_" + o }
 
 // ops are the readings of one sample, in order. Memory is first: every GPU and driver has it.
 var ops = []op{
@@ -109,6 +124,7 @@ const (
 	success               code = 0
 	errUninitialized      code = 1
 	errNotSupported       code = 3
+	errNotFound           code = 6
 	errDriverNotLoaded    code = 9
 	errTimeout            code = 10
 	errLibraryNotFound    code = 12

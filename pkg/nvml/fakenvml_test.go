@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -57,7 +58,7 @@ func open(t *testing.T, library string) *Monitor {
 	t.Helper()
 	m, err := New(Config{Library: library, Interval: 50 * time.Millisecond, Deadline: 300 * time.Millisecond})
 	require.NoError(t, err)
-	m.sysfs = t.TempDir()
+	m.host = host{sysfs: t.TempDir(), procfs: t.TempDir()}
 	run(t, m)
 	return m
 }
@@ -87,10 +88,10 @@ func TestThroughTheRealLoader(t *testing.T) {
 	d := s.Devices[2]
 	stats := *d.Stats
 	d.Stats, d.LastSample = nil, time.Time{}
-	sim := simCard{simSession{simDriver{simModels[1], 8}, time.Now()}, 2}
+	sim := simCard{simSession{simDriver{model: simModels[1], count: 8}, time.Now()}, 2}
 	want := gpu.Device{Index: 2}
-	require.Equal(t, success, sim.Identify(&want))
-	want.NUMANode = -1
+	require.Equal(t, success, max(sim.Identify(&want), sim.Partition(&want), sim.Links(&want)))
+	want.NUMANode, want.PCIPath = -1, nil
 	require.Equal(t, want, d, "the fake driver's default is the simulation")
 
 	stats.SMActive, stats.GraphicsEngineActive, stats.SMOccupancy, stats.TensorActive, stats.DRAMActive = nil, nil, nil, nil, nil
@@ -127,7 +128,8 @@ func TestThroughTheRealLoader(t *testing.T) {
 	require.InDelta(t, 88, *s.Devices[0].Stats.MemoryTemperature, 0)
 	require.InDelta(t, 2.5, *s.Devices[0].Stats.ThrottlePower, 1e-9)
 	require.Nil(t, s.Devices[0].Stats.Utilization)
-	require.NotNil(t, s.Devices[1].Stats.Utilization)
+	require.Nil(t, s.Devices[1].Stats.Utilization, "not with MIG")
+	require.NotNil(t, s.Devices[2].Stats.Utilization)
 
 	// An XID; one GPU lost; one that hangs: the others stay as they are.
 	write("xid 0 13 seq=1\nxid 1 119 seq=2\n")
@@ -163,6 +165,74 @@ func TestThroughTheRealLoader(t *testing.T) {
 	write("driver 560.35.03\n")
 	s = await(t, m, "the new driver", func(s *gpu.Snapshot) bool { return s.Driver.Loaded && s.HealthyCount() == 8 })
 	require.Equal(t, "560.35.03", s.Driver.Version)
+}
+
+func TestMIGThroughTheRealLoader(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t))
+		return
+	}
+	write := stateFile(t)
+	write("gpus 3\nnvlink 1 4 0\nnvlink 1 2 2\nnvlink 1 1 cpu\nnvlink 2 18 unsupported\n")
+	m := open(t, library)
+	s := await(t, m, "whole GPUs", func(s *gpu.Snapshot) bool { return len(s.Devices) == 3 && read(s) })
+	require.Equal(t, []gpu.NVLink{{Count: 18}}, s.Devices[0].NVLinks)
+	require.Equal(t, []gpu.NVLink{{Remote: "00000000:1B:00.0", Count: 4}, {Remote: "00000000:52:00.0", Count: 2}}, s.Devices[1].NVLinks)
+	require.Empty(t, s.Devices[2].NVLinks)
+	require.True(t, s.Devices[0].MIGCapable)
+	require.False(t, s.Devices[0].MIGEnabled)
+
+	// MIG is switched on and instances are made, with a gap; one has a name without a profile.
+	minors := filepath.Join(m.host.procfs, "driver/nvidia-caps/mig-minors")
+	require.NoError(t, os.MkdirAll(filepath.Dir(minors), 0o755))
+	require.NoError(t, os.WriteFile(minors, []byte("gpu0/gi2/access 21\ngpu0/gi2/ci0/access 22\n"), 0o644))
+	const on = "gpus 3\ngpu 0 mig=1\ngpu 2 mig_pending=1\nmig 0 3g.40gb gi=2 sms=60 gi_slices=3 ci_slices=3 memory_total=40448 copy=3 decoder=3 jpeg=3\n"
+	write(on + "mig 0 1g.10gb+me gi=9 index=3 ofa=1 util=40 uuid=MIG-x memory_used=512\nmig 0 - gi=10\n")
+	s = await(t, m, "instances with GPM", func(s *gpu.Snapshot) bool {
+		in := s.Devices[0].Instances
+		return read(s) && len(in) == 3 && in[2].Stats != nil && in[2].Stats.SMActive != nil
+	})
+	require.True(t, s.Devices[0].MIGEnabled)
+	require.Nil(t, s.Devices[0].Stats.Utilization)
+	require.True(t, s.Devices[2].MIGPending)
+	require.Equal(t, 3, s.HealthyCount())
+	in := slices.Clone(s.Devices[0].Instances)
+	stats := *in[2].Stats
+	for i := range in {
+		in[i].Stats = nil
+	}
+	require.Equal(t, []gpu.Instance{
+		{UUID: "MIG-23300000-5140-4000-8000-000000020000", GI: 2, Profile: "3g.40gb", Memory: 40448 << 20, GIMinor: 21, CIMinor: 22,
+			Multiprocessors: 60, GISlices: 3, CISlices: 3, Engines: gpu.Engines{Copy: 3, Decoder: 3, JPEG: 3}},
+		{UUID: "MIG-23300000-5140-4000-8000-0000000a0000", Index: 2, GI: 10, Memory: 9984 << 20, GIMinor: -1, CIMinor: -1,
+			Multiprocessors: 16, GISlices: 1, CISlices: 1, Engines: gpu.Engines{Copy: 1, Decoder: 1, JPEG: 1}},
+		{UUID: "MIG-x", Index: 3, GI: 9, Profile: "1g.10gb+me", Memory: 9984 << 20, GIMinor: -1, CIMinor: -1,
+			Multiprocessors: 16, GISlices: 1, CISlices: 1, Engines: gpu.Engines{Copy: 1, Decoder: 1, JPEG: 1, OFA: 1}},
+	}, in)
+	require.Equal(t, uint64(512<<20), *stats.MemoryUsed)
+	require.Equal(t, uint64(9984<<20), *stats.BAR1Total)
+	require.InDelta(t, 0.4, *stats.SMActive, 1e-9)
+
+	// Another split; an instance whose calls fail; one whose calls hang: only that GPU.
+	write(on)
+	s = await(t, m, "one instance", func(s *gpu.Snapshot) bool { return len(s.Devices[0].Instances) == 1 && read(s) })
+	require.Equal(t, 3, s.HealthyCount())
+	write(on + "mig 0 1g.10gb gi=9 code=999\n")
+	s = await(t, m, "a failing instance", func(s *gpu.Snapshot) bool { return !s.Devices[0].Health.OK() })
+	require.Equal(t, gpu.Unreadable, s.Devices[0].Health.Reason)
+	require.Equal(t, "mig: ERROR_UNKNOWN", s.Devices[0].Health.Text)
+	require.Len(t, s.Devices[0].Instances, 1)
+	write(on + "mig 0 1g.10gb gi=9 hang=1\n")
+	s = await(t, m, "a hanging instance", func(s *gpu.Snapshot) bool { return s.Devices[0].Health.Reason == gpu.Hung })
+	require.Equal(t, 2, s.HealthyCount())
+
+	// MIG is switched off: what it took away is back.
+	write("gpus 3\n")
+	await(t, m, "a whole GPU", func(s *gpu.Snapshot) bool {
+		d := s.Devices[0]
+		return s.HealthyCount() == 3 && !d.MIGEnabled && len(d.Instances) == 0 && d.Stats != nil && d.Stats.Utilization != nil
+	})
 }
 
 // read reports whether every GPU has readings.

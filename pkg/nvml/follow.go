@@ -30,7 +30,7 @@ func (m *Monitor) follow(ctx context.Context, s session, count int, inv *invento
 	answers, notices := make(chan answer), make(chan notice)
 	var readers, listeners sync.WaitGroup
 	for i := range f.slots {
-		r := newReader(i, s, m.sysfs)
+		r := newReader(i, s, m.host)
 		f.slots[i].reader = r
 		readers.Go(func() { r.run(quit, answers) })
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
 
-// gpm holds two samples of a GPU's performance monitors (Hopper and newer): metrics are what happened
+// gpm holds two samples of the performance monitors of a GPU or of a MIG GPU instance (Hopper and newer): metrics are what happened
 // between them, so the first reading gives none.
 type gpm struct {
 	now, before gonvml.GpmSample
@@ -43,19 +43,18 @@ var gpmMetrics = []struct {
 
 func readGPM(c *cCard, s *gpu.Stats) gonvml.Return {
 	if c.gpm == nil {
-		for _, name := range []string{"nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmSampleGet"} {
-			if !c.driver.has(name) {
-				return gonvml.ERROR_FUNCTION_NOT_FOUND
-			}
-		}
-		g, ret := newGPM(c)
+		g, ret := newGPM(c.driver, c.handle)
 		if ret != gonvml.SUCCESS {
 			return ret
 		}
 		c.gpm = g
 	}
-	g := c.gpm
-	if ret := c.handle.GpmSampleGet(g.now); ret != gonvml.SUCCESS {
+	return c.gpm.read(c.driver, c.handle.GpmSampleGet, s)
+}
+
+// read takes a sample and writes what happened since the one before into s.
+func (g *gpm) read(d *cDriver, sample func(gonvml.GpmSample) gonvml.Return, s *gpu.Stats) gonvml.Return {
+	if ret := sample(g.now); ret != gonvml.SUCCESS {
 		return ret
 	}
 	defer func() { g.now, g.before, g.sampled = g.before, g.now, true }()
@@ -66,7 +65,7 @@ func readGPM(c *cCard, s *gpu.Stats) gonvml.Return {
 	for i, m := range gpmMetrics {
 		g.get.Metrics[i] = gonvml.GpmMetric{MetricId: uint32(m.id)}
 	}
-	if ret := c.driver.api.GpmMetricsGet(&g.get); ret != gonvml.SUCCESS {
+	if ret := d.api.GpmMetricsGet(&g.get); ret != gonvml.SUCCESS {
 		return ret
 	}
 	for i, m := range gpmMetrics {
@@ -78,8 +77,14 @@ func readGPM(c *cCard, s *gpu.Stats) gonvml.Return {
 	return gonvml.SUCCESS
 }
 
-func newGPM(c *cCard) (*gpm, gonvml.Return) {
-	support, ret := c.handle.GpmQueryDeviceSupport()
+// newGPM makes room for two samples of a GPU or a MIG device, if it has GPM.
+func newGPM(d *cDriver, handle gonvml.Device) (*gpm, gonvml.Return) {
+	for _, name := range []string{"nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmMetricsGet"} {
+		if !d.has(name) {
+			return nil, gonvml.ERROR_FUNCTION_NOT_FOUND
+		}
+	}
+	support, ret := handle.GpmQueryDeviceSupport()
 	if ret != gonvml.SUCCESS {
 		return nil, ret
 	}
@@ -87,10 +92,10 @@ func newGPM(c *cCard) (*gpm, gonvml.Return) {
 		return nil, gonvml.ERROR_NOT_SUPPORTED
 	}
 	g := &gpm{}
-	if g.now, ret = c.driver.api.GpmSampleAlloc(); ret != gonvml.SUCCESS {
+	if g.now, ret = d.api.GpmSampleAlloc(); ret != gonvml.SUCCESS {
 		return nil, ret
 	}
-	if g.before, ret = c.driver.api.GpmSampleAlloc(); ret != gonvml.SUCCESS {
+	if g.before, ret = d.api.GpmSampleAlloc(); ret != gonvml.SUCCESS {
 		g.now.Free()
 		return nil, ret
 	}

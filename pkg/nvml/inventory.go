@@ -133,8 +133,8 @@ func faultHealth(a answer) gpu.Health {
 		h.Needs = gpu.RebootNode
 	case a.fault == errResetRequired:
 		h.Needs = gpu.ResetGPU
-	case !a.identified:
-		// It has a handle or an index, but does not say who it is.
+	case !a.identified || a.failures[len(a.failures)-1].op == opMIG:
+		// It has a handle or an index, but does not say who it is or how it is split.
 		h.Reason = gpu.Unreadable
 	}
 	return h
@@ -198,6 +198,9 @@ func (inv *inventory) snapshot(simulated bool, now time.Time) *gpu.Snapshot {
 			f := *d.Fabric
 			d.Fabric = &f
 		}
+		if g.stats == nil {
+			d.Instances = unread(d.Instances)
+		}
 		d.Health, d.Stats, d.LastSample = g.health(), g.stats, g.lastSample
 		d.XIDs = slices.SortedFunc(maps.Values(g.xids), func(a, b gpu.XIDCount) int { return cmp.Compare(a.Code, b.Code) })
 		for f, n := range g.errors {
@@ -212,4 +215,13 @@ func (inv *inventory) snapshot(simulated bool, now time.Time) *gpu.Snapshot {
 		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.UUID, b.UUID))
 	})
 	return s
+}
+
+// unread is the instances without their readings: they go with the GPU's.
+func unread(instances []gpu.Instance) []gpu.Instance {
+	instances = slices.Clone(instances)
+	for i := range instances {
+		instances[i].Stats = nil
+	}
+	return instances
 }

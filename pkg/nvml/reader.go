@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"slices"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
@@ -26,21 +27,53 @@ type failure struct {
 	code code
 }
 
+// try asks for one reading, unless it is known to be unsupported or the GPU is gone, and notes what failed.
+func (a *answer) try(o op, unsupported map[op]bool, read func() code) (ok bool) {
+	if unsupported[o] || a.fault != success {
+		return false
+	}
+	c := read()
+	switch {
+	case c == success:
+		return true
+	case c.unsupported():
+		unsupported[o] = true
+		return false
+	}
+	a.failures = append(a.failures, failure{o, c})
+	if c.gpuGone() || c.driverGone() {
+		a.fault = c
+	}
+	return false
+}
+
+// placeEvery is how often it is asked where a GPU sits. Links fail and come back while the driver runs; which
+// GPUs are preferred together may lag behind that by this much.
+const placeEvery = time.Minute
+
+// host is where the kernel's view of the GPUs is looked up.
+type host struct {
+	sysfs  string // root of /sys; empty where there are no real PCI devices to look up
+	procfs string // root of /proc; empty where there is no driver behind it
+}
+
 // reader is the one goroutine that enters C for one GPU. The loop touches only ask.
 type reader struct {
 	index   int
 	session session
-	sysfs   string
+	host    host
 	ask     chan struct{} // one slot: the loop never asks a reader that has not answered
 
 	card        card
 	device      gpu.Device
-	unsupported map[op]bool // never asked again in this session
+	placed      time.Time      // when it was last asked where the GPU sits
+	capMinors   map[string]int // of the GPU's capability nodes; nil before they were needed
+	unsupported map[op]bool    // never asked again in this session, unless MIG changes
 }
 
-func newReader(index int, s session, sysfs string) *reader {
+func newReader(index int, s session, h host) *reader {
 	return &reader{
-		index: index, session: s, sysfs: sysfs,
+		index: index, session: s, host: h,
 		ask:         make(chan struct{}, 1),
 		device:      gpu.Device{Index: index, Minor: -1, NUMANode: -1},
 		unsupported: map[op]bool{},
@@ -82,63 +115,121 @@ func (r *reader) drop() {
 	}
 }
 
-// identify is asked on every sample: MIG mode and fabric membership change while the driver runs.
-// Its answer is final when the GPU cannot be identified.
+// identify is asked on every sample: MIG and fabric membership change while the driver runs.
+// Its answer is final when the GPU cannot be identified, or does not say how it is split.
 func (r *reader) identify() answer {
 	a := answer{index: r.index}
-	fail := func(c code) answer {
+	fail := func(o op, c code) answer {
 		r.drop()
 		a.final, a.fault = true, c
-		a.failures = []failure{{opIdentify, c}}
+		a.failures = append(a.failures, failure{o, c})
 		return a
 	}
-	if r.card == nil {
+	fresh := r.card == nil
+	if fresh {
 		card, c := r.session.GPU(r.index)
 		if c != success {
-			return fail(c)
+			return fail(opIdentify, c)
 		}
 		r.card = card
 	}
 	if c := r.card.Identify(&r.device); c != success {
-		return fail(c)
+		return fail(opIdentify, c)
 	}
-	if r.sysfs != "" {
-		lookUpPCI(r.sysfs, &r.device)
-	}
+	was := r.device.MIGEnabled
+	c := r.partition()
 	a.identified, a.device = true, r.device
+	if c != success {
+		return fail(opMIG, c)
+	}
+	if r.device.MIGEnabled != was {
+		clear(r.unsupported)
+		if !fresh {
+			// The GPU was reset to change its mode: no handle of before counts.
+			r.drop()
+			return r.identify()
+		}
+	}
+	if fresh || time.Since(r.placed) >= placeEvery {
+		r.place(&a)
+	}
 	return a
+}
+
+// partition learns how the GPU is split. Instances come and go under the questions, so that a failure may
+// be no more than one that has just gone: it is asked twice.
+func (r *reader) partition() code {
+	before := r.device.Instances
+	c := r.card.Partition(&r.device)
+	if c != success && !c.gpuGone() && !c.driverGone() {
+		c = r.card.Partition(&r.device)
+	}
+	if c != success {
+		return c
+	}
+	same := func(x, y gpu.Instance) bool { return x.UUID == y.UUID && x.Profile == y.Profile }
+	if !slices.EqualFunc(before, r.device.Instances, same) {
+		for _, o := range instanceOps {
+			delete(r.unsupported, ofInstance(o))
+		}
+	}
+	if len(r.device.Instances) > 0 && r.host.procfs != "" {
+		if r.capMinors == nil {
+			r.capMinors = readCapMinors(r.host.procfs, r.device.Minor)
+		}
+		nameCapabilities(r.device.Instances, r.capMinors)
+	}
+	return success
+}
+
+// place learns where the GPU sits. That is worth having, not needed: what cannot be read is as it was.
+func (r *reader) place(a *answer) {
+	r.placed = time.Now()
+	if r.host.sysfs != "" {
+		lookUpPCI(r.host.sysfs, &r.device)
+	}
+	a.try(opLinks, r.unsupported, func() code { return r.card.Links(&r.device) })
+	if a.fault != success {
+		r.drop()
+		a.final = true
+	}
+	a.device = r.device
 }
 
 func (r *reader) sample(a answer) answer {
 	a.final = true
-	stats, answered := &gpu.Stats{}, 0
-readings:
+	stats, answered, before := &gpu.Stats{}, 0, len(a.failures)
 	for _, o := range ops {
-		if r.unsupported[o] {
-			continue
-		}
-		c := r.card.Read(o, stats)
-		switch {
-		case c == success:
+		if a.try(o, r.unsupported, func() code { return r.card.Read(o, stats) }) {
 			answered++
-			continue
-		case c.unsupported():
-			r.unsupported[o] = true
-			continue
-		}
-		a.failures = append(a.failures, failure{o, c})
-		if c.gpuGone() || c.driverGone() {
-			a.fault = c
-			break readings
 		}
 	}
-	if a.fault == success && answered == 0 && len(a.failures) > 0 {
-		a.fault = a.failures[0].code
+	if a.fault == success && answered == 0 && len(a.failures) > before {
+		a.fault = a.failures[before].code
 	}
+	r.sampleInstances(&a)
 	if a.fault != success {
 		r.drop()
 		return a
 	}
 	a.stats, a.taken = stats, time.Now()
 	return a
+}
+
+// sampleInstances reads each GPU instance once: its compute instances share its memory and its engines.
+func (r *reader) sampleInstances(a *answer) {
+	a.device.Instances = slices.Clone(a.device.Instances) // the loop may have the other
+	read := map[int]*gpu.Stats{}
+	for i := range a.device.Instances {
+		in := &a.device.Instances[i]
+		s, ok := read[in.GI]
+		if !ok {
+			s = &gpu.Stats{}
+			read[in.GI] = s
+			for _, o := range instanceOps {
+				a.try(ofInstance(o), r.unsupported, func() code { return r.card.ReadInstance(*in, o, s) })
+			}
+		}
+		in.Stats = s
+	}
 }

@@ -3,7 +3,6 @@
 package nvml
 
 import (
-	"maps"
 	"slices"
 
 	gonvml "github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -171,25 +170,27 @@ var cReads = map[op]cRead{
 		n, ret := c.field(gonvml.FI_DEV_GET_GPU_RECOVERY_ACTION, 0, anyType)
 		return counted(&s.RecoveryAction, n, ret)
 	}},
-	opGPM: {sym("nvmlGpmMetricsGet"), readGPM},
+	opGPM: {sym("nvmlGpmSampleGet"), readGPM},
 }
 
 // symbolNames are all the functions that this package may call.
-var symbolNames = append(slices.Concat(slices.Collect(func(yield func([]string) bool) {
-	for r := range maps.Values(cReads) {
-		if !yield(r.symbols) {
-			return
-		}
-	}
-})...),
+var symbolNames = slices.Concat(readSymbols(), migSymbols, attributeSymbols, linkSymbols, remoteSymbols, []string{
 	"nvmlInit", "nvmlInit_v2", "nvmlShutdown", "nvmlSystemGetDriverVersion", "nvmlSystemGetNVMLVersion", "nvmlSystemGetCudaDriverVersion",
 	"nvmlDeviceGetCount", "nvmlDeviceGetCount_v2", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2",
 	"nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetPciInfo", "nvmlDeviceGetPciInfo_v2", "nvmlDeviceGetPciInfo_v3",
 	"nvmlDeviceGetMinorNumber", "nvmlDeviceGetSerial", "nvmlDeviceGetVbiosVersion", "nvmlDeviceGetCudaComputeCapability",
-	"nvmlDeviceGetMigMode", "nvmlDeviceGetGpuFabricInfoV",
+	"nvmlDeviceGetGpuFabricInfoV",
 	"nvmlEventSetCreate", "nvmlEventSetFree", "nvmlEventSetWait", "nvmlEventSetWait_v2", "nvmlDeviceRegisterEvents",
-	"nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmSampleGet",
-)
+	"nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmMetricsGet", "nvmlGpmMigSampleGet",
+})
+
+func readSymbols() []string {
+	var names []string
+	for _, r := range cReads {
+		names = append(names, r.symbols...)
+	}
+	return names
+}
 
 func sym(versions ...string) []string { return versions }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -37,6 +38,14 @@ type scriptCard struct {
 	readHang chan struct{} // the same, readings only
 	asked    map[op]int    // calls of Read
 	nvlink   uint64
+
+	mig           bool
+	instances     []gpu.Instance
+	migFaults     []code        // of the next calls of Partition
+	migHang       chan struct{} // while not nil, Partition blocks on it
+	instanceFault code          // of ReadInstance
+	links         []gpu.NVLink
+	closes        int
 }
 
 func newScript(n int) *script {
@@ -106,7 +115,49 @@ func (d *script) Wait(timeout time.Duration) (xidEvent, code) {
 
 func (d *script) Close() { d.do(func() { d.closes++ }) }
 
-func (c *scriptCard) Close() {}
+func (c *scriptCard) Close() { c.d.do(func() { c.closes++ }) }
+
+func (c *scriptCard) Partition(d *gpu.Device) code {
+	c.d.mu.Lock()
+	hang, ret := c.migHang, max(c.fault, c.d.gone)
+	mig, instances := c.mig, slices.Clone(c.instances)
+	if len(c.migFaults) > 0 {
+		ret, c.migFaults = max(ret, c.migFaults[0]), c.migFaults[1:]
+	}
+	c.d.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	if ret == success {
+		d.MIGCapable, d.MIGEnabled, d.Instances = true, mig, instances
+	}
+	return ret
+}
+
+func (c *scriptCard) Links(d *gpu.Device) code {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	c.asked[opLinks]++
+	if ret := max(c.fault, c.d.gone, c.faults[opLinks]); ret != success {
+		return ret
+	}
+	d.NVLinks = slices.Clone(c.links)
+	return success
+}
+
+func (c *scriptCard) ReadInstance(in gpu.Instance, o op, s *gpu.Stats) code {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	c.asked[ofInstance(o)]++
+	if ret := max(c.instanceFault, c.fault, c.d.gone); ret != success {
+		return ret
+	}
+	if o != opMemory {
+		return errNotSupported
+	}
+	s.MemoryUsed = new(uint64(in.GI))
+	return success
+}
 
 func (c *scriptCard) Identify(d *gpu.Device) code {
 	c.d.mu.Lock()
@@ -155,7 +206,7 @@ func play(t *testing.T, d func() *script, test func(t *testing.T, m *Monitor, d 
 		m, err := New(Config{})
 		require.NoError(t, err)
 		s := d()
-		m.driver, m.sysfs = s, ""
+		m.driver, m.host = s, host{}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- m.Run(ctx) }()
@@ -471,7 +522,7 @@ func TestStopLeavesAStuckCallBehind(t *testing.T) {
 		require.NoError(t, err)
 		d := newScript(2)
 		d.cards[1].hang = hang
-		m.driver, m.sysfs = d, ""
+		m.driver, m.host = d, host{}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- m.Run(ctx) }()

@@ -3,6 +3,7 @@ package nvml
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
@@ -17,10 +18,12 @@ type simModel struct {
 	memoryMiB  uint64
 	major      int
 	minor      int
-	mig        bool
-	fabric     bool // NVSwitch fabric membership, Hopper and newer
-	gpm        bool // GPM metrics, Hopper and newer
-	hbm        bool // has a memory temperature and row remapping
+	mig        *simMIG // nil: it cannot be split
+	links      int     // NVLinks, all to NVSwitches
+	perSwitch  int     // GPUs that share a PCIe switch
+	fabric     bool    // NVSwitch fabric membership, Hopper and newer
+	gpm        bool    // GPM metrics, Hopper and newer
+	hbm        bool    // has a memory temperature and row remapping
 	tdp        float64
 	idle       float64
 	smMax      float64 // MHz
@@ -32,26 +35,33 @@ type simModel struct {
 // simModels is a table, never written to. A real T4 is not MIG capable, whatever mock drivers say.
 var simModels = []simModel{
 	{short: "A100", name: "NVIDIA A100-SXM4-40GB", device: 0x20b0, memoryMiB: 40960, major: 8, minor: 0,
-		mig: true, hbm: true, tdp: 400, idle: 55, smMax: 1410, memoryMax: 1215, nvlink: 300e9, generation: 4},
+		mig: &a100MIG, links: 12, perSwitch: 2, hbm: true, tdp: 400, idle: 55, smMax: 1410, memoryMax: 1215, nvlink: 300e9, generation: 4},
 	{short: "H100", name: "NVIDIA H100 80GB HBM3", device: 0x2330, memoryMiB: 81920, major: 9, minor: 0,
-		mig: true, fabric: true, gpm: true, hbm: true, tdp: 700, idle: 70, smMax: 1980, memoryMax: 2619, nvlink: 450e9, generation: 5},
+		mig: &h100MIG, links: 18, perSwitch: 1, fabric: true, gpm: true, hbm: true, tdp: 700, idle: 70, smMax: 1980, memoryMax: 2619, nvlink: 450e9, generation: 5},
 	{short: "H200", name: "NVIDIA H200", device: 0x2335, memoryMiB: 143771, major: 9, minor: 0,
-		mig: true, fabric: true, gpm: true, hbm: true, tdp: 700, idle: 75, smMax: 1980, memoryMax: 3201, nvlink: 450e9, generation: 5},
+		mig: &h200MIG, links: 18, perSwitch: 1, fabric: true, gpm: true, hbm: true, tdp: 700, idle: 75, smMax: 1980, memoryMax: 3201, nvlink: 450e9, generation: 5},
 	{short: "B200", name: "NVIDIA B200", device: 0x2901, memoryMiB: 183359, major: 10, minor: 0,
-		mig: true, fabric: true, gpm: true, hbm: true, tdp: 1000, idle: 140, smMax: 1965, memoryMax: 3996, nvlink: 900e9, generation: 5},
+		mig: &b200MIG, links: 18, perSwitch: 1, fabric: true, gpm: true, hbm: true, tdp: 1000, idle: 140, smMax: 1965, memoryMax: 3996, nvlink: 900e9, generation: 5},
 	{short: "L40S", name: "NVIDIA L40S", device: 0x26b9, memoryMiB: 46068, major: 8, minor: 9,
-		tdp: 350, idle: 35, smMax: 2520, memoryMax: 9001, generation: 4},
+		perSwitch: 2, tdp: 350, idle: 35, smMax: 2520, memoryMax: 9001, generation: 4},
 	{short: "T4", name: "NVIDIA T4", device: 0x1eb8, memoryMiB: 16384, major: 7, minor: 5,
-		tdp: 70, idle: 10, smMax: 1590, memoryMax: 5001, generation: 3},
+		perSwitch: 1, tdp: 70, idle: 10, smMax: 1590, memoryMax: 5001, generation: 3},
 }
 
-// simBuses are the bus numbers of the GPUs of a DGX H100, then made up.
-var simBuses = [maxSimulated]int{0x1b, 0x43, 0x52, 0x61, 0x9d, 0xc3, 0xd1, 0xdf, 0x1c, 0x44, 0x53, 0x62, 0x9e, 0xc4, 0xd2, 0xe0}
+func simModelNamed(short string) simModel {
+	for _, m := range simModels {
+		if m.short == short {
+			return m
+		}
+	}
+	return simModel{}
+}
 
 // simDriver makes GPUs up.
 type simDriver struct {
 	model simModel
 	count int
+	mig   map[int][]gpu.Instance // of the GPUs with MIG on
 }
 
 func (d simDriver) Open() (session, error) { return simSession{d, time.Now()}, nil }
@@ -81,7 +91,7 @@ type simCard struct {
 func (c simCard) Close() {}
 
 // Identify gives identities that are the same on every run. PCIClass stays 0, as there is no PCI device
-// behind them; the GPUs are spread over two NUMA nodes by halves.
+// behind them.
 func (c simCard) Identify(d *gpu.Device) code {
 	m := c.model
 	d.Minor = c.index
@@ -89,14 +99,21 @@ func (c simCard) Identify(d *gpu.Device) code {
 	d.Name = m.name
 	d.Serial = fmt.Sprintf("%04d%09d", m.device, c.index)
 	d.VBIOS = "96.00.99.00.01"
-	d.PCIBusID = fmt.Sprintf("00000000:%02X:00.0", simBuses[c.index])
-	d.NUMANode = 2 * c.index / c.count
+	place := simPlaced(m, c.index, c.count)
+	d.PCIBusID = fmt.Sprintf("00000000:%02X:00.0", place.bus)
+	d.NUMANode, d.PCIPath = place.numa, place.path(c.index)
 	d.Memory = m.memoryMiB << 20
 	d.ComputeMajor, d.ComputeMinor = m.major, m.minor
-	d.MIGCapable = m.mig
 	if m.fabric {
 		d.Fabric = &gpu.Fabric{ClusterUUID: "00000000-0000-0000-0000-000000000001"}
 	}
+	return success
+}
+
+func (c simCard) Partition(d *gpu.Device) code {
+	instances, split := c.mig[c.index]
+	d.MIGCapable, d.MIGEnabled = c.model.mig != nil, split
+	d.Instances = slices.Clone(instances)
 	return success
 }
 
@@ -109,8 +126,10 @@ type load struct {
 }
 
 func (c simCard) load(at time.Time) load {
-	t := at.Sub(c.start).Seconds()
-	phase := 2 * math.Pi * float64(c.index) / maxSimulated
+	return loadAt(at.Sub(c.start).Seconds(), 2*math.Pi*float64(c.index)/maxSimulated)
+}
+
+func loadAt(t, phase float64) load {
 	const (
 		mean, slow, fast = 0.55, 0.30, 0.13
 		ws, wf           = 2 * math.Pi / 600, 2 * math.Pi / 47
@@ -129,19 +148,35 @@ func (c simCard) Read(o op, s *gpu.Stats) code {
 	total := m.memoryMiB << 20
 	reserved := total / 150
 	sm := m.smMax * (0.7 + 0.3*l.busy)
+	instances, split := c.mig[c.index]
 	switch o {
 	case opMemory:
 		used := uint64(l.memory*float64(total-reserved)) >> 20 << 20
+		if split {
+			used = 0
+			for _, in := range instances {
+				used += c.usedBy(in, at)
+			}
+		}
 		s.MemoryTotal, s.MemoryUsed = new(total), new(used)
 		s.MemoryReserved, s.MemoryFree = new(reserved), new(total-reserved-used)
 	case opBAR1:
 		s.BAR1Total, s.BAR1Used = new(total), new(uint64(2<<20))
 	case opUtilization:
+		if split {
+			return errNotSupported
+		}
 		s.Utilization = new(percent(l.busy))
 		s.MemoryControllerUtilization = new(percent(0.6 * l.busy))
 	case opEncoder:
+		if split {
+			return errNotSupported
+		}
 		s.EncoderUtilization = new(0.0)
 	case opDecoder:
+		if split {
+			return errNotSupported
+		}
 		s.DecoderUtilization = new(0.0)
 	case opTemperature:
 		s.Temperature = new(math.Round(30 + 45*l.busy))
@@ -212,16 +247,52 @@ func (c simCard) Read(o op, s *gpu.Stats) code {
 		if !m.gpm {
 			return errNotSupported
 		}
-		s.GraphicsEngineActive = new(l.busy)
-		s.SMActive = new(0.92 * l.busy)
-		s.SMOccupancy = new(0.45 * l.busy)
-		s.TensorActive = new(0.55 * l.busy)
-		s.DRAMActive = new(0.60 * l.busy)
+		activity(l.busy, s)
 		s.PCIeTransmitPerSec, s.PCIeReceivePerSec = new(uint64(3e9*l.busy)), new(uint64(9e9*l.busy))
 	default: // a fan, a vGPU licence, a recovery action: none of these boards or this driver has them
 		return errNotSupported
 	}
 	return success
+}
+
+// ReadInstance moves each instance by itself.
+func (c simCard) ReadInstance(in gpu.Instance, o op, s *gpu.Stats) code {
+	at := time.Now()
+	l := c.loadOf(in, at)
+	switch o {
+	case opMemory:
+		reserved := in.Memory / 150
+		used := c.usedBy(in, at)
+		s.MemoryTotal, s.MemoryUsed = new(in.Memory), new(used)
+		s.MemoryReserved, s.MemoryFree = new(reserved), new(in.Memory-reserved-used)
+	case opBAR1:
+		s.BAR1Total, s.BAR1Used = new(in.Memory), new(uint64(2<<20))
+	case opGPM:
+		if !c.model.gpm {
+			return errNotSupported
+		}
+		activity(l.busy, s)
+	default:
+		return errNotSupported
+	}
+	return success
+}
+
+func (c simCard) loadOf(in gpu.Instance, at time.Time) load {
+	return loadAt(at.Sub(c.start).Seconds(), 2*math.Pi*(float64(c.index)/maxSimulated+float64(in.GI)/15))
+}
+
+func (c simCard) usedBy(in gpu.Instance, at time.Time) uint64 {
+	return uint64(c.loadOf(in, at).memory*float64(in.Memory-in.Memory/150)) >> 20 << 20
+}
+
+// activity is what GPM tells of a whole GPU and of a GPU instance.
+func activity(busy float64, s *gpu.Stats) {
+	s.GraphicsEngineActive = new(busy)
+	s.SMActive = new(0.92 * busy)
+	s.SMOccupancy = new(0.45 * busy)
+	s.TensorActive = new(0.55 * busy)
+	s.DRAMActive = new(0.60 * busy)
 }
 
 // percent rounds a ratio to whole percents, as NVML gives it.

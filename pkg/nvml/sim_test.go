@@ -21,6 +21,7 @@ func TestNewRefusesWhatItCannotDo(t *testing.T) {
 		{Config{Simulate: &Simulation{GPU: "V100", Count: 8}}, `nvml simulate gpu "V100": must be one of A100, H100, H200, B200, L40S, T4`},
 		{Config{Simulate: &Simulation{GPU: "H100", Count: 17}}, "nvml simulate count 17: must be 1 to 16"},
 		{Config{Simulate: &Simulation{GPU: "H100"}}, "nvml simulate count 0: must be 1 to 16"},
+		{Config{Simulate: &Simulation{GPU: "L40S", Count: 1, MIG: []SimulatedMIG{{}}}}, "nvml simulate mig entry 0: a real L40S cannot be split: remove mig, or simulate another GPU"},
 		{Config{Interval: -1}, "nvml interval -1ns: must be positive"},
 		{Config{Deadline: -1}, "nvml deadline -1ns: must be positive"},
 		{Config{Library: "/x.so", Simulate: &Simulation{GPU: "H100", Count: 1}}, "nvml library and nvml simulate are both set: a simulation loads no library; remove one of them"},
@@ -81,6 +82,7 @@ func TestSimulatedGPUsAreWhatNVIDIASells(t *testing.T) {
 					require.Equal(t, tc.mib<<20, d.Memory)
 					require.Equal(t, []int{tc.major, tc.minor}, []int{d.ComputeMajor, d.ComputeMinor})
 					require.Equal(t, tc.mig, d.MIGCapable)
+					require.False(t, d.MIGEnabled)
 					require.Equal(t, i/8, d.NUMANode)
 					require.Zero(t, d.PCIClass)
 					require.Equal(t, tc.gpm, d.Stats.SMActive != nil)
@@ -167,18 +169,23 @@ func await(t *testing.T, m *Monitor, what string, ok func(*gpu.Snapshot) bool) *
 
 func TestPCIFactsComeFromSysfs(t *testing.T) {
 	root := t.TempDir()
+	const way = "devices/pci0000:15/0000:15:01.0/0000:16:00.0/0000:1b:00.0"
 	dir := filepath.Join(root, "bus/pci/devices/0000:1b:00.0")
-	require.NoError(t, os.MkdirAll(dir, 0o755))
+	require.NoError(t, os.MkdirAll(filepath.Join(root, way), 0o755))
+	require.NoError(t, os.MkdirAll(filepath.Dir(dir), 0o755))
+	require.NoError(t, os.Symlink("../../../"+way, dir))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "numa_node"), []byte("1\n"), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "class"), []byte("0x030200\n"), 0o644))
 	d := gpu.Device{PCIBusID: "00000000:1B:00.0"}
 	lookUpPCI(root, &d)
 	require.Equal(t, 1, d.NUMANode)
 	require.Equal(t, uint32(0x030200), d.PCIClass)
+	require.Equal(t, []string{"pci0000:15", "0000:15:01.0", "0000:16:00.0", "0000:1b:00.0"}, d.PCIPath)
 	d = gpu.Device{PCIBusID: "00010000:1B:00.0"}
 	lookUpPCI(root, &d)
 	require.Equal(t, -1, d.NUMANode, "another domain is another device")
 	require.Zero(t, d.PCIClass)
+	require.Empty(t, d.PCIPath)
 }
 
 func TestEveryXIDOfTheCatalogIsJudged(t *testing.T) {

@@ -16,6 +16,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_GPUS 16
 #define MAX_XIDS 256
+#define MAX_MIG 8 // MIG devices of a GPU; real ones have seven at most
+#define MAX_LINKS 18
 #define NVML_GPM_METRIC_MAX 477 // of go-nvml v0.13.4; only the first num_metrics are touched
 
 typedef unsigned int ret;
@@ -40,9 +42,20 @@ struct gpu {
   double remapped_correctable, remapped_uncorrectable, remap_pending, remap_failed;
   double throttle_power, throttle_thermal; // seconds
   double recovery_action;
-  double cc, minor, clique, mig, gpm;
+  double cc, minor, clique, mig, mig_pending, gpm;
   double lost, hang, code;
 };
+
+// mig is one MIG device. What is not said about it is that of a 1g.10gb of an H100.
+struct mig {
+  int gpu, index, gi, ci;
+  char profile[32], uuid[96];
+  double memory_total, memory_used, memory_reserved; // MiB
+  double util, sms, gi_slices, ci_slices, copy, decoder, encoder, jpeg, ofa;
+  double code, hang;
+};
+
+struct link { char to[32]; int count; }; // to is a GPU's number, "switch" or "cpu"
 
 struct xid { int gpu; u64 code; u64 seq; };
 
@@ -52,6 +65,10 @@ struct state {
   struct gpu gpu[MAX_GPUS];
   struct xid xid[MAX_XIDS];
   int xids;
+  struct mig mig[MAX_GPUS][MAX_MIG];
+  int migs[MAX_GPUS];
+  struct link link[MAX_GPUS][MAX_LINKS];
+  int links[MAX_GPUS]; // -1: no line said anything, and there are 18 to switches
 };
 
 static const int buses[MAX_GPUS] = {0x1b, 0x43, 0x52, 0x61, 0x9d, 0xc3, 0xd1, 0xdf, 0x1c, 0x44, 0x53, 0x62, 0x9e, 0xc4, 0xd2, 0xe0};
@@ -76,7 +93,8 @@ static void defaults(struct state *s) {
     strcpy(g->fabric, "00000000-0000-0000-0000-000000000001");
     g->minor = i;
     g->cc = 9.0;
-    g->mig = 0;
+    g->mig = 0, g->mig_pending = UNSUPPORTED; // unsupported: the same as mig
+    s->links[i] = -1;
     g->gpm = 1;
     g->memory_total = 81920, g->memory_used = 1024 * (i + 1), g->memory_reserved = 546;
     g->util = 10 * (i + 1), g->memory_util = 5 * (i + 1);
@@ -91,7 +109,8 @@ static void defaults(struct state *s) {
 
 #define TEXT(f) {#f, offsetof(struct gpu, f), sizeof(((struct gpu *)0)->f)}
 #define NUMBER(f) {#f, offsetof(struct gpu, f), 0}
-static const struct { const char *key; size_t at, size; } keys[] = {
+struct key { const char *key; size_t at, size; };
+static const struct key keys[] = {
   TEXT(name), TEXT(uuid), TEXT(serial), TEXT(vbios), TEXT(bus), TEXT(fabric),
   NUMBER(memory_total), NUMBER(memory_used), NUMBER(memory_reserved), NUMBER(util), NUMBER(memory_util),
   NUMBER(encoder), NUMBER(decoder), NUMBER(temp), NUMBER(memory_temp), NUMBER(slowdown_temp), NUMBER(shutdown_temp),
@@ -100,14 +119,24 @@ static const struct { const char *key; size_t at, size; } keys[] = {
   NUMBER(pcie_width), NUMBER(nvlink_tx), NUMBER(nvlink_rx), NUMBER(ecc_corrected), NUMBER(ecc_uncorrected),
   NUMBER(remapped_correctable), NUMBER(remapped_uncorrectable), NUMBER(remap_pending), NUMBER(remap_failed),
   NUMBER(throttle_power), NUMBER(throttle_thermal), NUMBER(recovery_action), NUMBER(cc), NUMBER(minor),
-  NUMBER(clique), NUMBER(mig), NUMBER(gpm), NUMBER(lost), NUMBER(hang), NUMBER(code),
+  NUMBER(clique), NUMBER(mig), NUMBER(mig_pending), NUMBER(gpm), NUMBER(lost), NUMBER(hang), NUMBER(code),
+};
+
+#undef TEXT
+#undef NUMBER
+#define TEXT(f) {#f, offsetof(struct mig, f), sizeof(((struct mig *)0)->f)}
+#define NUMBER(f) {#f, offsetof(struct mig, f), 0}
+static const struct key mig_keys[] = {
+  TEXT(uuid), NUMBER(memory_total), NUMBER(memory_used), NUMBER(memory_reserved), NUMBER(util), NUMBER(sms),
+  NUMBER(gi_slices), NUMBER(ci_slices), NUMBER(copy), NUMBER(decoder), NUMBER(encoder), NUMBER(jpeg), NUMBER(ofa),
+  NUMBER(code), NUMBER(hang),
 };
 
 static void complain(const char *line) { fprintf(stderr, "fakenvml: cannot read the line: %s\n", line); }
 
-// set applies one key=value to a GPU.
-static int set(struct gpu *g, const char *key, const char *value) {
-  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+// set applies one key=value to a GPU or a MIG device.
+static int set(void *g, const struct key *keys, size_t n, const char *key, const char *value) {
+  for (size_t i = 0; i < n; i++) {
     if (strcmp(key, keys[i].key)) continue;
     char *field = (char *)g + keys[i].at;
     if (keys[i].size) {
@@ -137,6 +166,41 @@ static char *word(char **p) {
   return start;
 }
 
+// parse_mig reads the rest of "mig GPU PROFILE gi=N ci=N key=value…".
+static int parse_mig(struct state *s, int gpu, char **p) {
+  char *profile = word(p);
+  if (!profile || s->migs[gpu] == MAX_MIG) return 0;
+  struct mig m = {.gpu = gpu, .index = s->migs[gpu], .gi = -1, .ci = 0};
+  snprintf(m.profile, sizeof m.profile, "%s", profile);
+  m.memory_total = 9984, m.memory_used = 100, m.memory_reserved = 66, m.util = 10, m.sms = 16;
+  m.gi_slices = 1, m.ci_slices = 1, m.copy = 1, m.decoder = 1, m.jpeg = 1;
+  for (char *kv; (kv = word(p));) {
+    char *value = strchr(kv, '=');
+    if (!value) return 0;
+    *value++ = 0;
+    if (!strcmp(kv, "gi")) m.gi = atoi(value);
+    else if (!strcmp(kv, "ci")) m.ci = atoi(value);
+    else if (!strcmp(kv, "index")) m.index = atoi(value);
+    else if (!set(&m, mig_keys, sizeof mig_keys / sizeof *mig_keys, kv, value)) return 0;
+  }
+  if (m.gi < 0 || m.index < 0 || m.index >= MAX_MIG) return 0;
+  if (!*m.uuid) snprintf(m.uuid, sizeof m.uuid, "MIG-%08x-5140-4000-8000-%04x%04x%04x", 0x2330u << 16 | (unsigned)gpu, (unsigned)gpu, (unsigned)m.gi, (unsigned)m.ci);
+  s->mig[gpu][s->migs[gpu]++] = m;
+  return 1;
+}
+
+// parse_link reads the rest of "nvlink GPU COUNT TO", the first of which replaces the default.
+static int parse_link(struct state *s, int gpu, char **p) {
+  char *count = word(p), *to = word(p);
+  int n = s->links[gpu] < 0 ? 0 : s->links[gpu];
+  if (!count || n == MAX_LINKS) return 0;
+  struct link l = {.count = atoi(count)};
+  snprintf(l.to, sizeof l.to, "%s", to ? to : "switch");
+  s->link[gpu][n] = l;
+  s->links[gpu] = n + 1;
+  return 1;
+}
+
 static void parse_line(struct state *s, char *line) {
   char copy[4096];
   snprintf(copy, sizeof copy, "%s", line);
@@ -157,13 +221,17 @@ static void parse_line(struct state *s, char *line) {
     s->xid[s->xids++] = (struct xid){i, strtoull(code, NULL, 10), strtoull(seq + 4, NULL, 10)};
     return;
   }
+  if (!strcmp(what, "mig") || !strcmp(what, "nvlink")) {
+    if (all || !(*what == 'm' ? parse_mig : parse_link)(s, i, &p)) complain(copy);
+    return;
+  }
   if (strcmp(what, "gpu")) { complain(copy); return; }
   for (char *kv; (kv = word(&p));) {
     char *value = strchr(kv, '=');
     if (!value) { complain(copy); return; }
     *value++ = 0;
     for (int j = all ? 0 : i; j <= (all ? MAX_GPUS - 1 : i); j++)
-      if (!set(&s->gpu[j], kv, value)) { complain(copy); return; }
+      if (!set(&s->gpu[j], keys, sizeof keys / sizeof *keys, kv, value)) { complain(copy); return; }
   }
 }
 
@@ -197,9 +265,9 @@ static void refresh(void) {
 
 static void nap(void) { nanosleep(&(struct timespec){0, 10000000}, NULL); }
 
-// A handle is the address of one of these.
-struct handle { int index; };
-static struct handle handles[MAX_GPUS] = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}, {8}, {9}, {10}, {11}, {12}, {13}, {14}, {15}};
+// A handle is the address of one of these; mig is the index of a MIG device and one, 0 for the GPU itself.
+struct handle { int index, mig; };
+static struct handle handles[MAX_GPUS] = {{0, 0}, {1, 0}, {2, 0}, {3, 0}, {4, 0}, {5, 0}, {6, 0}, {7, 0}, {8, 0}, {9, 0}, {10, 0}, {11, 0}, {12, 0}, {13, 0}, {14, 0}, {15, 0}};
 typedef struct handle *device;
 
 // look copies a GPU's present state, as long as it hangs not at all.
@@ -220,11 +288,38 @@ static ret look(int index, struct gpu *g) {
   return (ret)g->code;
 }
 
+// LOOK is of functions that know nothing of MIG devices.
 #define LOOK                                          \
   struct gpu g;                                       \
   if (!d) return INVALID_ARGUMENT;                    \
   ret r = look(d->index, &g);                         \
-  if (r) return r
+  if (r) return r;                                    \
+  if (d->mig) return NOT_SUPPORTED
+
+// find copies the MIG device with an index, or with its handle's. 0 is a gap.
+static int find_mig(int gpu, int index, struct mig *m) {
+  pthread_mutex_lock(&mu);
+  int found = 0;
+  for (int i = 0; i < current.migs[gpu] && current.gpu[gpu].mig > 0 && !found; i++)
+    if (current.mig[gpu][i].index == index) *m = current.mig[gpu][i], found = 1;
+  pthread_mutex_unlock(&mu);
+  return found;
+}
+
+// LOOK_MIG is of functions that answer for a MIG device too; m is it, and in_mig says that there is one.
+#define LOOK_MIG                                      \
+  struct gpu g;                                       \
+  struct mig m;                                       \
+  if (!d) return INVALID_ARGUMENT;                    \
+  int in_mig = d->mig;                                \
+  ret r;                                              \
+  do {                                                \
+    if ((r = look(d->index, &g))) return r;           \
+    if (!in_mig) break;                               \
+    if (!find_mig(d->index, d->mig - 1, &m)) return INVALID_ARGUMENT; \
+    if (m.code) return (ret)m.code;                   \
+    if (m.hang > 0) nap();                            \
+  } while (m.hang > 0)
 
 // GIVE answers one number, or NOT_SUPPORTED.
 #define GIVE(out, value, unit)                        \
@@ -290,8 +385,13 @@ EXPORT ret nvmlDeviceGetPciInfo_v3(device d, pci_info *p) {
   snprintf(p->legacy, sizeof p->legacy, "%04X:%02X:%02X.0", p->domain & 0xffff, p->bus & 0xff, p->device & 0xff);
   return text(p->id, sizeof p->id, g.bus);
 }
-EXPORT ret nvmlDeviceGetUUID(device d, char *v, unsigned n) { LOOK; return text(v, n, g.uuid); }
-EXPORT ret nvmlDeviceGetName(device d, char *v, unsigned n) { LOOK; return text(v, n, g.name); }
+EXPORT ret nvmlDeviceGetUUID(device d, char *v, unsigned n) { LOOK_MIG; return text(v, n, in_mig ? m.uuid : g.uuid); }
+EXPORT ret nvmlDeviceGetName(device d, char *v, unsigned n) {
+  LOOK_MIG;
+  char name[160];
+  snprintf(name, sizeof name, in_mig && *m.profile != '-' ? "%s MIG %s" : "%s", g.name, m.profile);
+  return text(v, n, name);
+}
 EXPORT ret nvmlDeviceGetSerial(device d, char *v, unsigned n) { LOOK; return text(v, n, g.serial); }
 EXPORT ret nvmlDeviceGetVbiosVersion(device d, char *v, unsigned n) { LOOK; return text(v, n, g.vbios); }
 EXPORT ret nvmlDeviceGetMinorNumber(device d, unsigned *v) { LOOK; GIVE(v, g.minor, 1); }
@@ -303,32 +403,33 @@ EXPORT ret nvmlDeviceGetCudaComputeCapability(device d, int *major, int *minor) 
 }
 EXPORT ret nvmlDeviceGetMigMode(device d, unsigned *now, unsigned *pending) {
   LOOK;
-  *pending = g.mig > 0;
+  *pending = (g.mig_pending == UNSUPPORTED ? g.mig : g.mig_pending) > 0;
   GIVE(now, g.mig, 1);
 }
 
 typedef struct { u64 total, free, used; } memory;
-EXPORT ret nvmlDeviceGetMemoryInfo(device d, memory *m) {
-  LOOK;
-  m->total = (u64)g.memory_total << 20;
-  m->used = ((u64)g.memory_used + (u64)g.memory_reserved) << 20;
-  m->free = m->total - m->used;
+EXPORT ret nvmlDeviceGetMemoryInfo(device d, memory *v) {
+  LOOK_MIG;
+  v->total = (u64)(in_mig ? m.memory_total : g.memory_total) << 20;
+  v->used = (u64)(in_mig ? m.memory_used + m.memory_reserved : g.memory_used + g.memory_reserved) << 20;
+  v->free = v->total - v->used;
   return SUCCESS;
 }
 typedef struct { u64 total, free, used; } bar1;
-EXPORT ret nvmlDeviceGetBAR1MemoryInfo(device d, bar1 *m) {
-  LOOK;
-  m->total = (u64)g.memory_total << 20, m->used = 2 << 20, m->free = m->total - m->used;
+EXPORT ret nvmlDeviceGetBAR1MemoryInfo(device d, bar1 *v) {
+  LOOK_MIG;
+  v->total = (u64)(in_mig ? m.memory_total : g.memory_total) << 20, v->used = 2 << 20, v->free = v->total - v->used;
   return SUCCESS;
 }
 typedef struct { unsigned gpu, memory; } utilization;
 EXPORT ret nvmlDeviceGetUtilizationRates(device d, utilization *u) {
   LOOK;
+  if (g.mig > 0) return NOT_SUPPORTED;
   u->memory = (unsigned)g.memory_util;
   GIVE(&u->gpu, g.util, 1);
 }
-EXPORT ret nvmlDeviceGetEncoderUtilization(device d, unsigned *v, unsigned *us) { LOOK; *us = 167000; GIVE(v, g.encoder, 1); }
-EXPORT ret nvmlDeviceGetDecoderUtilization(device d, unsigned *v, unsigned *us) { LOOK; *us = 167000; GIVE(v, g.decoder, 1); }
+EXPORT ret nvmlDeviceGetEncoderUtilization(device d, unsigned *v, unsigned *us) { LOOK; if (g.mig > 0) return NOT_SUPPORTED; *us = 167000; GIVE(v, g.encoder, 1); }
+EXPORT ret nvmlDeviceGetDecoderUtilization(device d, unsigned *v, unsigned *us) { LOOK; if (g.mig > 0) return NOT_SUPPORTED; *us = 167000; GIVE(v, g.decoder, 1); }
 EXPORT ret nvmlDeviceGetTemperature(device d, int sensor, unsigned *v) { LOOK; (void)sensor; GIVE(v, g.temp, 1); }
 EXPORT ret nvmlDeviceGetTemperatureThreshold(device d, int which, unsigned *v) {
   LOOK;
@@ -431,13 +532,72 @@ EXPORT ret nvmlEventSetWait_v2(event_set *set, event_data *e, unsigned ms) {
 }
 
 #ifndef FAKENVML_OLD // what a driver of 2020 does not have
-typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
-EXPORT ret nvmlDeviceGetMemoryInfo_v2(device d, memory_v2 *m) {
+EXPORT ret nvmlDeviceGetMaxMigDeviceCount(device d, unsigned *n) { LOOK; *n = g.mig > 0 ? MAX_MIG : 0; return SUCCESS; }
+static struct handle mig_handles[MAX_GPUS][MAX_MIG]; // filled in as they are given out
+EXPORT ret nvmlDeviceGetMigDeviceHandleByIndex(device d, unsigned i, device *mig) {
   LOOK;
-  m->total = (u64)g.memory_total << 20;
-  m->used = (u64)g.memory_used << 20;
-  m->reserved = (u64)g.memory_reserved << 20;
-  m->free = m->total - m->used - m->reserved;
+  struct mig m;
+  if (i >= MAX_MIG) return INVALID_ARGUMENT;
+  if (!find_mig(d->index, (int)i, &m)) return NOT_FOUND;
+  mig_handles[d->index][i] = (struct handle){d->index, (int)i + 1};
+  *mig = &mig_handles[d->index][i];
+  return SUCCESS;
+}
+EXPORT ret nvmlDeviceGetGpuInstanceId(device d, unsigned *v) { LOOK_MIG; if (!in_mig) return NOT_SUPPORTED; *v = (unsigned)m.gi; return SUCCESS; }
+EXPORT ret nvmlDeviceGetComputeInstanceId(device d, unsigned *v) { LOOK_MIG; if (!in_mig) return NOT_SUPPORTED; *v = (unsigned)m.ci; return SUCCESS; }
+typedef struct {
+  unsigned sms, copy, decoder, encoder, jpeg, ofa, gi_slices, ci_slices;
+  u64 memory;
+} attributes;
+EXPORT ret nvmlDeviceGetAttributes_v2(device d, attributes *a) {
+  LOOK_MIG;
+  if (!in_mig) return NOT_SUPPORTED;
+  *a = (attributes){
+    (unsigned)m.sms, (unsigned)m.copy, (unsigned)m.decoder, (unsigned)m.encoder, (unsigned)m.jpeg, (unsigned)m.ofa,
+    (unsigned)m.gi_slices, (unsigned)m.ci_slices, (u64)m.memory_total,
+  };
+  return SUCCESS;
+}
+
+// link_to is where a GPU's n-th link leads: "switch", "cpu" or a GPU's number; empty when it is down.
+static void link_to(int gpu, unsigned n, char *to) {
+  pthread_mutex_lock(&mu);
+  *to = 0;
+  if (current.links[gpu] < 0) strcpy(to, "switch");
+  for (int i = 0; i < current.links[gpu]; n -= (unsigned)current.link[gpu][i++].count)
+    if (n < (unsigned)current.link[gpu][i].count) { strcpy(to, current.link[gpu][i].to); break; }
+  pthread_mutex_unlock(&mu);
+}
+#define LINK                                          \
+  LOOK;                                               \
+  if (n >= MAX_LINKS) return INVALID_ARGUMENT;        \
+  char to[32];                                        \
+  link_to(d->index, n, to)
+EXPORT ret nvmlDeviceGetNvLinkState(device d, unsigned n, unsigned *on) {
+  LINK;
+  if (!strcmp(to, "unsupported")) return NOT_SUPPORTED;
+  *on = *to != 0;
+  return SUCCESS;
+}
+EXPORT ret nvmlDeviceGetNvLinkRemoteDeviceType(device d, unsigned n, unsigned *type) {
+  LINK;
+  *type = !strcmp(to, "switch") ? 2 : !strcmp(to, "cpu") ? 1 : 0;
+  return *to ? SUCCESS : NOT_SUPPORTED;
+}
+EXPORT ret nvmlDeviceGetNvLinkRemotePciInfo_v2(device d, unsigned n, pci_info *p) {
+  LINK;
+  int peer = atoi(to);
+  memset(p, 0, sizeof *p);
+  return peer >= 0 && peer < MAX_GPUS && *to ? nvmlDeviceGetPciInfo_v3(&handles[peer], p) : NOT_SUPPORTED;
+}
+
+typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
+EXPORT ret nvmlDeviceGetMemoryInfo_v2(device d, memory_v2 *v) {
+  LOOK_MIG;
+  v->total = (u64)(in_mig ? m.memory_total : g.memory_total) << 20;
+  v->used = (u64)(in_mig ? m.memory_used : g.memory_used) << 20;
+  v->reserved = (u64)(in_mig ? m.memory_reserved : g.memory_reserved) << 20;
+  v->free = v->total - v->used - v->reserved;
   return SUCCESS;
 }
 EXPORT ret nvmlDeviceGetCurrentClocksEventReasons(device d, u64 *v) { LOOK; GIVE(v, g.clock_reasons, 1); }
@@ -466,11 +626,18 @@ EXPORT ret nvmlDeviceGetGpuFabricInfoV(device d, fabric_v2 *f) {
 }
 
 typedef struct { unsigned version, supported; } gpm_support;
-EXPORT ret nvmlGpmQueryDeviceSupport(device d, gpm_support *s) { LOOK; s->supported = g.gpm > 0; return SUCCESS; }
+EXPORT ret nvmlGpmQueryDeviceSupport(device d, gpm_support *s) { LOOK_MIG; s->supported = g.gpm > 0; return SUCCESS; }
 typedef struct { double util, memory_util; } gpm_sample;
 EXPORT ret nvmlGpmSampleAlloc(gpm_sample **s) { *s = calloc(1, sizeof **s); return SUCCESS; }
 EXPORT ret nvmlGpmSampleFree(gpm_sample *s) { free(s); return SUCCESS; }
 EXPORT ret nvmlGpmSampleGet(device d, gpm_sample *s) { LOOK; s->util = g.util, s->memory_util = g.memory_util; return SUCCESS; }
+EXPORT ret nvmlGpmMigSampleGet(device d, unsigned gi, gpm_sample *s) {
+  LOOK;
+  struct mig m;
+  for (int i = 0; i < MAX_MIG; i++)
+    if (find_mig(d->index, i, &m) && m.gi == (int)gi) { s->util = s->memory_util = m.util; return SUCCESS; }
+  return NOT_FOUND;
+}
 typedef struct { unsigned id; ret r; double value; char *names[3]; } gpm_metric;
 typedef struct {
   unsigned version, n;

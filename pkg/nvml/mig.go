@@ -1,0 +1,58 @@
+package nvml
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+)
+
+// migProfile is the profile in a MIG device's name, such as "NVIDIA H100 80GB HBM3 MIG 1g.10gb+me"; empty when
+// the name has none: sizes that look alike are no proof of a profile.
+func migProfile(name string) string {
+	const mark = " MIG "
+	i := strings.LastIndex(name, mark)
+	if i < 0 {
+		return ""
+	}
+	return name[i+len(mark):]
+}
+
+// readCapMinors reads the minors of one GPU's /dev/nvidia-caps nodes, by their names below "gpu<minor>/". The
+// file lists every instance that could be, so that one reading lasts as long as the driver: lines such as
+// "gpu0/gi1/access 12" and "gpu0/gi1/ci0/access 13". It returns nil when there is no file.
+func readCapMinors(procfs string, minor int) map[string]int {
+	f, err := os.Open(filepath.Join(procfs, "driver/nvidia-caps/mig-minors"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	minors := map[string]int{}
+	prefix := fmt.Sprintf("gpu%d/", minor)
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		name, ours := strings.CutPrefix(name, prefix)
+		if n, err := strconv.Atoi(value); ours && err == nil {
+			minors[name] = n
+		}
+	}
+	return minors
+}
+
+// nameCapabilities fills in the minors of the instances' capability nodes; -1 for those that are not listed.
+func nameCapabilities(instances []gpu.Instance, minors map[string]int) {
+	find := func(format string, args ...any) int {
+		if n, ok := minors[fmt.Sprintf(format, args...)]; ok {
+			return n
+		}
+		return -1
+	}
+	for i := range instances {
+		in := &instances[i]
+		in.GIMinor, in.CIMinor = find("gi%d/access", in.GI), find("gi%d/ci%d/access", in.GI, in.CI)
+	}
+}
