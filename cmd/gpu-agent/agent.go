@@ -20,7 +20,6 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
-	"github.com/gpu-agent/gpu-agent/pkg/condition"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin"
 	"github.com/gpu-agent/gpu-agent/pkg/exporter"
@@ -63,8 +62,8 @@ func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 		Library: c.NVML.Library, Interval: time.Duration(c.NVML.Interval),
 		Deadline: time.Duration(c.NVML.Deadline), Log: log,
 	}
-	if s := c.NVML.Simulate; s != (config.Simulation{}) {
-		n.Simulate = &nvml.Simulation{GPU: s.GPU, Count: s.Count}
+	if c.NVML.Simulate.On() {
+		n.Simulate = new(c.NVML.Simulate.NVML())
 	}
 	return n
 }
@@ -149,7 +148,7 @@ func (a *agent) buildExporter() (err error) {
 func (a *agent) run(ctx context.Context) error {
 	g := supervise.New(ctx, a.log)
 	a.group.Store(g)
-	a.log.Info("gpu-agent", "version", version, "node", a.config.NodeName, "simulated", a.config.NVML.Simulate != config.Simulation{})
+	a.log.Info("gpu-agent", "version", version, "node", a.config.NodeName, "simulated", a.config.NVML.Simulate.On())
 
 	g.Must("nvml", a.monitor.Run)
 	if a.plugin != nil {
@@ -163,9 +162,6 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	if a.sink != nil {
 		g.Keep("labels", a.runLabels)
-	}
-	if a.node != nil {
-		g.Keep("condition", a.runCondition)
 	}
 	g.Keep("http", a.runHTTP)
 	g.Keep("socket", a.runSocket)
@@ -260,12 +256,6 @@ func (a *agent) runLabels(ctx context.Context) error {
 	return labels.Run(ctx, labels.Config{
 		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
 	}, a.monitor, inventories, a.policy.Offers, a.sink)
-}
-
-func (a *agent) runCondition(ctx context.Context) error {
-	return condition.Run(ctx, condition.Config{
-		Condition: a.config.Labels.Condition, Events: a.config.Labels.Events, Log: a.log.With("part", "condition"),
-	}, a.monitor, a.node)
 }
 
 func (a *agent) runHTTP(ctx context.Context) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
+	"github.com/gpu-agent/gpu-agent/pkg/nvml"
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
@@ -49,17 +50,33 @@ type NVML struct {
 
 // Simulation is a set of made-up GPUs; the zero value means that there are none.
 type Simulation struct {
-	GPU   string `yaml:"gpu"`
-	Count int    `yaml:"count"`
+	GPU   string         `yaml:"gpu"`
+	Count int            `yaml:"count"`
+	MIG   []SimulatedMIG `yaml:"mig"`
 }
 
-// simulated are the models that nvml can make up.
-var simulated = []string{"A100", "H100", "H200", "B200", "L40S", "T4"}
+// SimulatedMIG splits made-up GPUs: those with the given indexes, or all.
+type SimulatedMIG struct {
+	GPUs     []int    `yaml:"gpus"`
+	Profiles []string `yaml:"profiles"`
+}
+
+// On says that GPUs are made up.
+func (s Simulation) On() bool { return s.GPU != "" || s.Count != 0 || len(s.MIG) > 0 }
+
+// NVML is the simulation as its owner wants it.
+func (s Simulation) NVML() nvml.Simulation {
+	n := nvml.Simulation{GPU: s.GPU, Count: s.Count}
+	for _, m := range s.MIG {
+		n.MIG = append(n.MIG, nvml.SimulatedMIG{GPUs: m.GPUs, Profiles: m.Profiles})
+	}
+	return n
+}
 
 // Check reports what is wrong with a simulation that was not read from a file.
 func (s Simulation) Check() error {
-	if !slices.Contains(simulated, s.GPU) || s.Count < 1 || s.Count > 16 {
-		return fmt.Errorf("want one of %s and 1 to 16 of it", strings.Join(simulated, ", "))
+	if models := nvml.SimulatedGPUs(); !slices.Contains(models, s.GPU) || s.Count < 1 || s.Count > 16 {
+		return fmt.Errorf("want one of %s and 1 to 16 of it", strings.Join(models, ", "))
 	}
 	return nil
 }
@@ -97,14 +114,11 @@ type HTTP struct {
 	Socket        string `yaml:"socket"`
 }
 
-// Labels is where the node's labels go: Sink is node, file or none. With node, the Node object also
-// carries the health of its GPUs.
+// Labels is where the node's labels go: Sink is node, file or none.
 type Labels struct {
 	Sink       string `yaml:"sink"`
 	File       string `yaml:"file"`
 	Kubeconfig string `yaml:"kubeconfig"`
-	Condition  bool   `yaml:"condition"`
-	Events     bool   `yaml:"events"`
 }
 
 // PodResources is where the kubelet says which pod holds which GPU.
@@ -168,14 +182,14 @@ type SourceS3 struct {
 func Default() Config {
 	return Config{
 		Log:  Log{Level: "info", Format: "text"},
-		NVML: NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second)},
+		NVML: NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
 		DevicePlugin: DevicePlugin{
 			Enabled: true, Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
 			CDIKind: "nvidia.com/gpu", KubeletDir: "/var/lib/kubelet/device-plugins",
 		},
 		Exporter:     Exporter{Schemas: []string{"dcgm", "native"}, XIDHold: Duration(time.Hour)},
 		HTTP:         HTTP{Listen: ":9400", Socket: "/run/gpu-agent/agent.sock"},
-		Labels:       Labels{Sink: "node", Condition: true, Events: true},
+		Labels:       Labels{Sink: "node"},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Models: []Model{},
@@ -234,11 +248,8 @@ func (c *Config) check(f *file) {
 	f.oneOf("log.format", c.Log.Format, "text", "json")
 	f.atLeast("nvml.interval", c.NVML.Interval, 100*time.Millisecond)
 	f.atLeast("nvml.deadline", c.NVML.Deadline, 100*time.Millisecond)
-	if s := c.NVML.Simulate; s != (Simulation{}) {
-		f.oneOf("nvml.simulate.gpu", s.GPU, simulated...)
-		if s.Count < 1 || s.Count > 16 {
-			f.wrong("nvml.simulate.count", "want 1 to 16, got %d", s.Count)
-		}
+	if c.NVML.Simulate.On() {
+		c.NVML.Simulate.check(f)
 	}
 	c.checkPlugin(f)
 	if len(c.Exporter.Schemas) == 0 {
@@ -254,6 +265,21 @@ func (c *Config) check(f *file) {
 	}
 	f.atLeast("podResources.interval", c.PodResources.Interval, 100*time.Millisecond)
 	c.Cache.check(f)
+}
+
+func (s Simulation) check(f *file) {
+	f.oneOf("nvml.simulate.gpu", s.GPU, nvml.SimulatedGPUs()...)
+	if s.Count < 1 || s.Count > 16 {
+		f.wrong("nvml.simulate.count", "want 1 to 16, got %d", s.Count)
+	}
+	if s.Check() != nil {
+		return // a split cannot be judged without the GPUs
+	}
+	for i := range s.MIG {
+		if err := s.NVML().CheckMIG(i); err != nil {
+			f.wrong(fmt.Sprintf("nvml.simulate.mig[%d]", i), "%v", err)
+		}
+	}
 }
 
 func (c *Config) checkPlugin(f *file) {

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/config"
+	"github.com/gpu-agent/gpu-agent/pkg/nvml"
 )
 
 const head = "apiVersion: gpu-agent.dev/v1alpha1\nkind: Config\n"
@@ -31,7 +32,7 @@ func TestTheReferenceIsTheDefault(t *testing.T) {
 func TestValuesAreFinished(t *testing.T) {
 	c, err := config.Parse("c.yaml", []byte(head+`
 nodeName: n
-nvml: {interval: 1s, simulate: {gpu: H100, count: 8}}
+nvml: {interval: 1s, simulate: {gpu: H100, count: 8, mig: [{gpus: [0, 3], profiles: [1g.10gb, 3g.40gb]}]}}
 cache:
   limit: 500Gi
   models:
@@ -40,6 +41,10 @@ cache:
 `))
 	require.NoError(t, err)
 	require.Equal(t, time.Second, time.Duration(c.NVML.Interval))
+	require.True(t, c.NVML.Simulate.On())
+	require.Equal(t, nvml.Simulation{GPU: "H100", Count: 8, MIG: []nvml.SimulatedMIG{
+		{GPUs: []int{0, 3}, Profiles: []string{"1g.10gb", "3g.40gb"}},
+	}}, c.NVML.Simulate.NVML())
 	require.EqualValues(t, 500<<30, c.Cache.Limit)
 	specs := c.Cache.Specs()
 	require.Len(t, specs, 2)
@@ -50,21 +55,25 @@ cache:
 
 func TestBadInputIsOneClearLineEach(t *testing.T) {
 	for name, tc := range map[string]struct{ in, want string }{
-		"empty":            {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},
-		"not yaml":         {"a: [", "c.yaml: yaml: line 1: did not find expected node content"},
-		"no kind":          {"apiVersion: gpu-agent.dev/v1alpha1\n", `c.yaml: kind: want Config, got ""`},
-		"other version":    {"apiVersion: v2\nkind: Config\n", `c.yaml:1: apiVersion: want gpu-agent.dev/v1alpha1, got "v2"`},
-		"unknown key":      {head + "nvml:\n  libary: x\n", "c.yaml:4: nvml.libary: unknown key: see the reference for those that there are"},
-		"unknown section":  {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
-		"wrong type":       {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got str `many`"},
-		"section as text":  {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got str `yes please`"},
-		"list as text":     {head + "exporter:\n  schemas: dcgm\n", "c.yaml:4: exporter.schemas: want a list, got str `dcgm`"},
-		"duplicate key":    {head + "log: {level: info}\nlog: {level: debug}\n", "c.yaml:4: log: given twice, first on line 3"},
-		"unit":             {head + "nvml:\n  interval: 10\n", `c.yaml:4: nvml.interval: want a duration such as 10s, 5m or 1h, got "10"`},
-		"size":             {head + "cache: {limit: 5XB}\n", `c.yaml:3: cache.limit: want a size such as 500Gi or 2T, got "5XB"`},
-		"negative size":    {head + "cache: {limit: -5}\n", `c.yaml:3: cache.limit: want a size above 0 and below 8Ei, got "-5"`},
-		"gpu":              {head + "nvml:\n  simulate:\n    gpu: V100\n    count: 1\n", `c.yaml:5: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got "V100"`},
-		"count":            {head + "nvml:\n  simulate:\n    gpu: H100\n    count: 17\n", "c.yaml:6: nvml.simulate.count: want 1 to 16, got 17"},
+		"empty":           {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},
+		"not yaml":        {"a: [", "c.yaml: yaml: line 1: did not find expected node content"},
+		"no kind":         {"apiVersion: gpu-agent.dev/v1alpha1\n", `c.yaml: kind: want Config, got ""`},
+		"other version":   {"apiVersion: v2\nkind: Config\n", `c.yaml:1: apiVersion: want gpu-agent.dev/v1alpha1, got "v2"`},
+		"unknown key":     {head + "nvml:\n  libary: x\n", "c.yaml:4: nvml.libary: unknown key: see the reference for those that there are"},
+		"unknown section": {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
+		"wrong type":      {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got str `many`"},
+		"section as text": {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got str `yes please`"},
+		"list as text":    {head + "exporter:\n  schemas: dcgm\n", "c.yaml:4: exporter.schemas: want a list, got str `dcgm`"},
+		"duplicate key":   {head + "log: {level: info}\nlog: {level: debug}\n", "c.yaml:4: log: given twice, first on line 3"},
+		"unit":            {head + "nvml:\n  interval: 10\n", `c.yaml:4: nvml.interval: want a duration such as 10s, 5m or 1h, got "10"`},
+		"size":            {head + "cache: {limit: 5XB}\n", `c.yaml:3: cache.limit: want a size such as 500Gi or 2T, got "5XB"`},
+		"negative size":   {head + "cache: {limit: -5}\n", `c.yaml:3: cache.limit: want a size above 0 and below 8Ei, got "-5"`},
+		"gpu":             {head + "nvml:\n  simulate:\n    gpu: V100\n    count: 1\n", `c.yaml:5: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got "V100"`},
+		"count":           {head + "nvml:\n  simulate:\n    gpu: H100\n    count: 17\n", "c.yaml:6: nvml.simulate.count: want 1 to 16, got 17"},
+		"mig of T4":       {head + "nvml:\n  simulate:\n    gpu: T4\n    count: 2\n    mig:\n    - gpus: [0]\n", "c.yaml:8: nvml.simulate.mig[0]: a real T4 cannot be split: remove mig, or simulate another GPU"},
+		"mig that cannot be": {head + "nvml:\n  simulate:\n    gpu: H100\n    count: 2\n    mig:\n    - gpus: [0]\n    - gpus: [1]\n      profiles: [4g.40gb, 4g.40gb]\n",
+			"c.yaml:9: nvml.simulate.mig[1]: profiles 4g.40gb, 4g.40gb do not fit into one GPU together"},
+		"mig without GPUs": {head + "nvml:\n  simulate:\n    mig:\n    - gpus: [0]\n", "c.yaml:4: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got \"\"\nc.yaml:4: nvml.simulate.count: want 1 to 16, got 0"},
 		"file sink":        {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
 		"relative root":    {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
 		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, got "ftp"`},
