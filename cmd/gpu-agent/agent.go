@@ -20,6 +20,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/condition"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin"
 	"github.com/gpu-agent/gpu-agent/pkg/exporter"
@@ -163,6 +164,9 @@ func (a *agent) run(ctx context.Context) error {
 	if a.sink != nil {
 		g.Keep("labels", a.runLabels)
 	}
+	if a.node != nil {
+		g.Keep("condition", a.runCondition)
+	}
 	g.Keep("http", a.runHTTP)
 	g.Keep("socket", a.runSocket)
 	return g.Wait()
@@ -256,6 +260,12 @@ func (a *agent) runLabels(ctx context.Context) error {
 	return labels.Run(ctx, labels.Config{
 		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
 	}, a.monitor, inventories, a.policy.Offers, a.sink)
+}
+
+func (a *agent) runCondition(ctx context.Context) error {
+	return condition.Run(ctx, condition.Config{
+		Condition: a.config.Labels.Condition, Events: a.config.Labels.Events, Log: a.log.With("part", "condition"),
+	}, a.monitor, a.node)
 }
 
 func (a *agent) runHTTP(ctx context.Context) error {

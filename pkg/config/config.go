@@ -114,11 +114,14 @@ type HTTP struct {
 	Socket        string `yaml:"socket"`
 }
 
-// Labels is where the node's labels go: Sink is node, file or none.
+// Labels is where the node's labels go: Sink is node, file or none. With node, the Node object also
+// carries the health of its GPUs.
 type Labels struct {
 	Sink       string `yaml:"sink"`
 	File       string `yaml:"file"`
 	Kubeconfig string `yaml:"kubeconfig"`
+	Condition  bool   `yaml:"condition"`
+	Events     bool   `yaml:"events"`
 }
 
 // PodResources is where the kubelet says which pod holds which GPU.
@@ -189,7 +192,7 @@ func Default() Config {
 		},
 		Exporter:     Exporter{Schemas: []string{"dcgm", "native"}, XIDHold: Duration(time.Hour)},
 		HTTP:         HTTP{Listen: ":9400", Socket: "/run/gpu-agent/agent.sock"},
-		Labels:       Labels{Sink: "node"},
+		Labels:       Labels{Sink: "node", Condition: true, Events: true},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Models: []Model{},

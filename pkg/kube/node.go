@@ -14,8 +14,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -31,12 +31,14 @@ const (
 	nfdLabels = "nfd.node.kubernetes.io/feature-labels"
 )
 
-// Node is this node's Node object. Its service account needs get and patch on nodes. It reads and
-// writes metadata alone, so that the large status of a Node is never fetched. It is safe for
-// concurrent use.
+// Node is this node's Node object. Its service account needs get and patch on nodes; for SetCondition
+// also patch on nodes/status, for Event create on events in namespace default. Labels are read and
+// written as metadata alone, so that the large status of a Node is fetched only for its condition. It is
+// safe for concurrent use.
 type Node struct {
 	name   string
 	client metadata.ResourceInterface
+	whole  dynamic.Interface
 	log    *slog.Logger
 
 	mu      sync.Mutex
@@ -59,8 +61,28 @@ func NewNode(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", rc.Host, err)
 	}
-	nodes := schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
-	return &Node{name: cfg.NodeName, client: client.Resource(nodes), log: cfg.Log}, nil
+	whole, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for %s: %w", rc.Host, err)
+	}
+	return &Node{name: cfg.NodeName, client: client.Resource(nodeObjects), whole: whole, log: cfg.Log}, nil
+}
+
+// read fetches the Node's metadata.
+func (n *Node) read(ctx context.Context) (*metav1.PartialObjectMetadata, error) {
+	node, err := n.client.Get(ctx, n.name, metav1.GetOptions{})
+	return node, n.explain(err)
+}
+
+// explain names the Node in what the API server says of it.
+func (n *Node) explain(err error) error {
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("node %q does not exist: NODE_NAME must be the pod's spec.nodeName", n.name)
+	}
+	if err != nil {
+		return fmt.Errorf("read node %s: %w", n.name, err)
+	}
+	return nil
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {
@@ -86,12 +108,9 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 // forces. Keys that are somebody else's are left out, logged once, and told by Foreign; the rest is
 // applied. A key is tried again at every call, so that it is taken over once its owner lets go.
 func (n *Node) Apply(ctx context.Context, labels map[string]string) error {
-	node, err := n.client.Get(ctx, n.name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("node %q does not exist: NODE_NAME must be the pod's spec.nodeName", n.name)
-	}
+	node, err := n.read(ctx)
 	if err != nil {
-		return fmt.Errorf("read node %s: %w", n.name, err)
+		return err
 	}
 	foreign := listedByNFD(node, labels)
 	for {

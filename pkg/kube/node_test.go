@@ -30,11 +30,18 @@ type apiServer struct {
 	fail    int                  // status code of every answer, if not 0
 	applies []apply
 	gone    bool // between GET and PATCH the node was deleted
+
+	conditions []map[string]any          // in the node's status
+	events     map[string]map[string]any // in namespace default, by name
 }
 
 type apply struct {
-	query, contentType string
-	body               map[string]any
+	path, query, contentType string
+	body                     map[string]any
+}
+
+func (a apply) conditions() []any {
+	return a.body["status"].(map[string]any)["conditions"].([]any)
 }
 
 func (a apply) labels() map[string]any {
@@ -42,7 +49,7 @@ func (a apply) labels() map[string]any {
 }
 
 func newAPIServer(t *testing.T) *apiServer {
-	s := &apiServer{held: map[string][2]string{}}
+	s := &apiServer{held: map[string][2]string{}, events: map[string]map[string]any{}}
 	s.node.TypeMeta = metav1.TypeMeta{APIVersion: "meta.k8s.io/v1", Kind: "PartialObjectMetadata"}
 	s.node.Name, s.node.UID = "n1", "uid-1"
 	s.Server = httptest.NewServer(s)
@@ -56,17 +63,41 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s.fail != 0:
 		refuse(w, s.fail, metav1.StatusReasonForbidden, "nodes is forbidden")
+	case r.Method == http.MethodPost && r.URL.Path == "/api/v1/namespaces/default/events":
+		s.create(w, r)
+	case r.Method == http.MethodPatch && r.URL.Path == "/api/v1/nodes/n1/status":
+		s.apply(w, r)
 	case r.URL.Path != "/api/v1/nodes/n1":
 		refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound, r.URL.Path+" not found")
 	case r.Method == http.MethodPatch:
 		s.apply(w, r)
-	default:
+	case strings.Contains(r.Header.Get("Accept"), "PartialObjectMetadata"):
 		answer(w, http.StatusOK, s.node)
+	default:
+		answer(w, http.StatusOK, map[string]any{
+			"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": s.node.Name, "uid": s.node.UID},
+			"status": map[string]any{"conditions": s.conditions},
+		})
 	}
 }
 
+func (s *apiServer) create(w http.ResponseWriter, r *http.Request) {
+	var event map[string]any
+	if err := json.NewDecoder(r.Body).Decode(&event); err != nil {
+		refuse(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+		return
+	}
+	name := event["metadata"].(map[string]any)["name"].(string)
+	if s.events[name] != nil {
+		refuse(w, http.StatusConflict, metav1.StatusReasonAlreadyExists, name+" already exists")
+		return
+	}
+	s.events[name] = event
+	answer(w, http.StatusCreated, event)
+}
+
 func (s *apiServer) apply(w http.ResponseWriter, r *http.Request) {
-	a := apply{query: r.URL.RawQuery, contentType: r.Header.Get("Content-Type")}
+	a := apply{path: r.URL.Path, query: r.URL.RawQuery, contentType: r.Header.Get("Content-Type")}
 	content, _ := io.ReadAll(r.Body)
 	if err := json.Unmarshal(content, &a.body); err != nil {
 		refuse(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
@@ -75,6 +106,10 @@ func (s *apiServer) apply(w http.ResponseWriter, r *http.Request) {
 	s.applies = append(s.applies, a)
 	if s.gone {
 		refuse(w, http.StatusConflict, metav1.StatusReasonConflict, "uid mismatch: the provided object specified uid uid-1, and no existing object was found")
+		return
+	}
+	if a.body["status"] != nil {
+		answer(w, http.StatusOK, s.node)
 		return
 	}
 	var causes []metav1.StatusCause

@@ -1,0 +1,97 @@
+// Package condition is what the Node object says about its GPUs' health: one condition, GPUsHealthy,
+// and an Event for each GPU whose health changed. Both carry the reason and the text of gpu.Health, the
+// same words as the metrics, the status page and `gpu-agent status`.
+package condition
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+)
+
+// Kind is the type of the Node's condition. As with Ready, True is good.
+const Kind = "GPUsHealthy"
+
+// maxMessage bounds the condition's message, in bytes: sixteen GPUs with long stories must not make
+// every read of the Node longer.
+const maxMessage = 1024
+
+// The reasons of the condition, beside gpu.Reason's own for one kind of trouble.
+const (
+	allHealthy  = "AllHealthy"
+	several     = "SeveralReasons" // the unhealthy GPUs have different ones
+	noDriver    = "DriverNotLoaded"
+	noGPUs      = "NoGPUs"
+	statusTrue  = "True"
+	statusFalse = "False"
+	statusDunno = "Unknown"
+)
+
+// verdict is the condition as far as it is derived: the times are the sink's. The zero verdict is no
+// condition at all.
+type verdict struct {
+	status, reason, message string
+}
+
+// judge is a pure function of the snapshot. Without a driver, or without one GPU, nothing is known.
+func judge(s *gpu.Snapshot) verdict {
+	switch {
+	case s == nil:
+		return verdict{statusDunno, noDriver, "the driver was not asked yet"}
+	case !s.Driver.Loaded:
+		return verdict{statusDunno, noDriver, cut(fmt.Sprintf("the driver is not loaded: %s", s.Driver.Error))}
+	case len(s.Devices) == 0 && s.Unidentified == 0:
+		return verdict{statusDunno, noGPUs, "the driver is loaded and names no GPU"}
+	}
+	total := len(s.Devices) + s.Unidentified
+	var sick []string
+	reason := ""
+	for i := range s.Devices {
+		d := &s.Devices[i]
+		if d.Health.OK() {
+			continue
+		}
+		sick = append(sick, describe(d))
+		reason = join(reason, string(d.Health.Reason))
+	}
+	if s.Unidentified > 0 {
+		sick = append(sick, fmt.Sprintf("%d never said who they are", s.Unidentified))
+		reason = join(reason, string(gpu.Unreadable))
+	}
+	if len(sick) == 0 {
+		return verdict{statusTrue, allHealthy, fmt.Sprintf("%d of %d GPUs are healthy", total, total)}
+	}
+	message := fmt.Sprintf("%d of %d GPUs are healthy; %s", s.HealthyCount(), total, strings.Join(sick, "; "))
+	return verdict{statusFalse, reason, cut(message)}
+}
+
+// join is the reason of two GPUs together.
+func join(a, b string) string {
+	if a == "" || a == b {
+		return b
+	}
+	return several
+}
+
+// describe is one sick GPU in one line.
+func describe(d *gpu.Device) string {
+	line := fmt.Sprintf("GPU %d (%s): %s: %s", d.Index, d.UUID, d.Health.Reason, d.Health.Text)
+	if d.Health.Needs != gpu.NoRemedy {
+		line += ", needs " + string(d.Health.Needs)
+	}
+	return line
+}
+
+func cut(text string) string {
+	if len(text) <= maxMessage {
+		return text
+	}
+	const more = " …"
+	end := maxMessage - len(more)
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + more
+}
