@@ -13,7 +13,6 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
-	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
 // Reference is the documented configuration with every key at its default.
@@ -32,6 +31,9 @@ type Config struct {
 	Labels       Labels       `yaml:"labels"`
 	PodResources PodResources `yaml:"podResources"`
 	Cache        Cache        `yaml:"cache"`
+
+	// Notes are what NVIDIA's file says and the agent does not do, one line each, for people.
+	Notes []string `yaml:"-"`
 }
 
 // Log is how the agent logs.
@@ -79,26 +81,6 @@ func (s Simulation) Check() error {
 		return fmt.Errorf("want one of %s and 1 to 16 of it", strings.Join(models, ", "))
 	}
 	return nil
-}
-
-// DevicePlugin is what the kubelet is offered.
-type DevicePlugin struct {
-	Enabled         bool     `yaml:"enabled"`
-	Resource        string   `yaml:"resource"`
-	Strategies      []string `yaml:"strategies"`
-	IDStrategy      string   `yaml:"idStrategy"`
-	PassDeviceSpecs bool     `yaml:"passDeviceSpecs"`
-	CDIKind         string   `yaml:"cdiKind"`
-	KubeletDir      string   `yaml:"kubeletDir"`
-}
-
-// Policy is the part of the device plugin's configuration that decides what is offered.
-func (d DevicePlugin) Policy() resource.Config {
-	return resource.Config{
-		Resource: d.Resource, Strategies: d.Strategies, IDStrategy: d.IDStrategy,
-		PassDeviceSpecs: d.PassDeviceSpecs, CDIKind: d.CDIKind, DevRoot: "/dev",
-		Exists: func(path string) bool { _, err := os.Stat(path); return err == nil },
-	}
 }
 
 // Exporter is what /metrics shows.
@@ -188,7 +170,10 @@ func Default() Config {
 		NVML: NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
 		DevicePlugin: DevicePlugin{
 			Enabled: true, Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
-			CDIKind: "nvidia.com/gpu", KubeletDir: "/var/lib/kubelet/device-plugins",
+			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", DevRoot: "/dev",
+			Resources: Resources{GPUs: []ResourceName{}, MIG: []ResourceName{}}, Include: []string{}, Exclude: []string{},
+			CDIKind: "nvidia.com/gpu", CDIAnnotationPrefix: "cdi.k8s.io/", IMEX: IMEX{ChannelIDs: []int{}},
+			KubeletDir: "/var/lib/kubelet/device-plugins",
 		},
 		Exporter:     Exporter{Schemas: []string{"dcgm", "native"}, XIDHold: Duration(time.Hour)},
 		HTTP:         HTTP{Listen: ":9400", Socket: "/run/gpu-agent/agent.sock"},
@@ -201,7 +186,8 @@ func Default() Config {
 	}
 }
 
-// Load reads and checks the file at path; "" is the configuration without a file.
+// Load reads and checks the file at path, and NVIDIA's file where it names one; "" is the configuration
+// without a file.
 func Load(path string) (Config, error) {
 	if path == "" {
 		c := Default()
@@ -211,18 +197,39 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
-	return Parse(path, data)
+	c, err := Parse(path, data)
+	if err != nil || c.DevicePlugin.NVIDIAConfig == "" {
+		return c, err
+	}
+	if data, err = os.ReadFile(c.DevicePlugin.NVIDIAConfig); err != nil {
+		return Config{}, fmt.Errorf("%s: devicePlugin.nvidiaConfig: %w", path, err)
+	}
+	return c.WithNVIDIA(c.DevicePlugin.NVIDIAConfig, data)
 }
 
-// Parse checks the content of a file. The error is an Errors with everything that is wrong;
-// name stands before each line.
+// Parse checks the content of a file, which may also be NVIDIA's. The error is an Errors with everything
+// that is wrong; name stands before each line. The file that devicePlugin.nvidiaConfig names is not read.
 func Parse(name string, data []byte) (Config, error) {
 	c := Default()
-	f, err := decode(name, data, &c)
+	f, root, err := open(name, data, "apiVersion: "+apiVersion+" and kind: "+kind)
 	if err != nil {
 		return Config{}, err
 	}
-	c.check(f)
+	if isNVIDIA(root) {
+		if c, err = c.WithNVIDIA(name, data); err != nil {
+			return Config{}, err
+		}
+		return c, c.finish()
+	}
+	f.header(root)
+	f.strict(data, &struct {
+		APIVersion string `yaml:"apiVersion"`
+		Kind       string `yaml:"kind"`
+		*Config    `yaml:",inline"`
+	}{Config: &c})
+	if len(f.found) == 0 {
+		c.check(f)
+	}
 	if err := f.err(); err != nil {
 		return Config{}, err
 	}
@@ -283,13 +290,6 @@ func (s Simulation) check(f *file) {
 			f.wrong(fmt.Sprintf("nvml.simulate.mig[%d]", i), "%v", err)
 		}
 	}
-}
-
-func (c *Config) checkPlugin(f *file) {
-	if _, err := resource.NewPolicy(c.DevicePlugin.Policy()); err != nil {
-		f.wrong("devicePlugin", "%v", err)
-	}
-	f.absolute("devicePlugin.kubeletDir", c.DevicePlugin.KubeletDir)
 }
 
 // schemes are the sources that there are.

@@ -30,6 +30,8 @@ type file struct {
 	lines map[string]int // of each path, such as "cache.models[1].name"
 	at    map[int]string // the last path on a line
 	found []problem
+
+	unknown string // what is said of a key that there is not
 }
 
 type problem struct {
@@ -37,34 +39,34 @@ type problem struct {
 	text string
 }
 
-// decode reads data over the defaults in c. The error is an Errors.
-func decode(name string, data []byte, c *Config) (*file, error) {
-	f := &file{name: name, lines: map[string]int{}, at: map[int]string{}}
+// open reads where everything stands. The error is an Errors.
+func open(name string, data []byte, atLeast string) (*file, *yaml.Node, error) {
+	f := &file{
+		name: name, lines: map[string]int{}, at: map[int]string{},
+		unknown: "unknown key: see the reference for those that there are",
+	}
 	var root yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	switch err := dec.Decode(&root); {
 	case errors.Is(err, io.EOF):
-		return nil, Errors{fmt.Sprintf("%s: empty: want at least apiVersion: %s and kind: %s", name, apiVersion, kind)}
+		return nil, nil, Errors{fmt.Sprintf("%s: empty: want at least %s", name, atLeast)}
 	case err != nil:
-		return nil, Errors{fmt.Sprintf("%s: %v", name, err)}
+		return nil, nil, Errors{fmt.Sprintf("%s: %v", name, err)}
 	}
 	if dec.Decode(new(yaml.Node)) == nil {
-		return nil, Errors{fmt.Sprintf("%s: holds more than one YAML document: want one", name)}
+		return nil, nil, Errors{fmt.Sprintf("%s: holds more than one YAML document: want one", name)}
 	}
 	f.index("", root.Content[0])
+	return f, root.Content[0], nil
+}
 
-	f.header(root.Content[0])
-	whole := struct {
-		APIVersion string `yaml:"apiVersion"`
-		Kind       string `yaml:"kind"`
-		*Config    `yaml:",inline"`
-	}{Config: c}
-	strict := yaml.NewDecoder(bytes.NewReader(data))
-	strict.KnownFields(true)
-	if err := strict.Decode(&whole); err != nil {
+// strict decodes data over what is in into. What is wrong is in f.found.
+func (f *file) strict(data []byte, into any) {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(into); err != nil {
 		f.add(err)
 	}
-	return f, f.err()
 }
 
 // header checks the two lines that every file has.
@@ -110,11 +112,16 @@ func (f *file) note(path string, line int) {
 
 // wrong records that the value at path is not what it should be.
 func (f *file) wrong(path, format string, args ...any) {
+	f.found = append(f.found, problem{f.line(path), path + ": " + fmt.Sprintf(format, args...)})
+}
+
+// line is where the key is, or the innermost of its parents that is there.
+func (f *file) line(path string) int {
 	line := 0
-	for p := path; line == 0 && p != ""; p = parent(p) {
-		line = f.lines[p]
+	for ; line == 0 && path != ""; path = parent(path) {
+		line = f.lines[path]
 	}
-	f.found = append(f.found, problem{line, path + ": " + fmt.Sprintf(format, args...)})
+	return line
 }
 
 func parent(path string) string {
@@ -155,7 +162,7 @@ func (f *file) add(err error) {
 		}
 		path := f.at[line]
 		if m := unknownForm.FindStringSubmatch(text); m != nil {
-			text = "unknown key: see the reference for those that there are"
+			text = f.unknown
 			if path == "" || !strings.HasSuffix(path, m[1]) {
 				path = m[1]
 			}

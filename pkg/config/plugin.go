@@ -1,0 +1,173 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strconv"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+// DevicePlugin is what the kubelet is offered.
+type DevicePlugin struct {
+	Enabled             bool      `yaml:"enabled"`
+	NVIDIAConfig        string    `yaml:"nvidiaConfig"`
+	Resource            string    `yaml:"resource"`
+	Resources           Resources `yaml:"resources"`
+	Include             []string  `yaml:"include"`
+	Exclude             []string  `yaml:"exclude"`
+	MIGStrategy         string    `yaml:"migStrategy"`
+	Sharing             Sharing   `yaml:"sharing"`
+	MPSRoot             string    `yaml:"mpsRoot"`
+	Strategies          []string  `yaml:"strategies"`
+	IDStrategy          string    `yaml:"idStrategy"`
+	PassDeviceSpecs     bool      `yaml:"passDeviceSpecs"`
+	DevRoot             string    `yaml:"devRoot"`
+	CDIKind             string    `yaml:"cdiKind"`
+	CDIAnnotationPrefix string    `yaml:"cdiAnnotationPrefix"`
+	IMEX                IMEX      `yaml:"imex"`
+	GDRCopy             bool      `yaml:"gdrcopy"`
+	GDS                 bool      `yaml:"gds"`
+	MOFED               bool      `yaml:"mofed"`
+	KubeletDir          string    `yaml:"kubeletDir"`
+}
+
+// Resources are resource names by GPU model and by MIG profile. The keys of this type and of those below
+// are NVIDIA's, so that parts of its files can be copied.
+type Resources struct {
+	GPUs []ResourceName `yaml:"gpus"`
+	MIG  []ResourceName `yaml:"mig"`
+}
+
+// ResourceName is the name of all that match a pattern.
+type ResourceName struct {
+	Pattern string `yaml:"pattern"`
+	Name    string `yaml:"name"`
+}
+
+// Sharing is how GPUs are shared; at most one of the two ways.
+type Sharing struct {
+	TimeSlicing *Shares `yaml:"timeSlicing"` // nil: not
+	MPS         *Shares `yaml:"mps"`         // nil: not
+	Allocation  string  `yaml:"allocation"`
+}
+
+// Shares is one way of sharing.
+type Shares struct {
+	RenameByDefault            bool     `yaml:"renameByDefault"`
+	FailRequestsGreaterThanOne *bool    `yaml:"failRequestsGreaterThanOne"` // nil: false for time-slicing, true for MPS
+	Resources                  []Shared `yaml:"resources"`
+}
+
+// Shared is what of a resource is shared, and how often.
+type Shared struct {
+	Name     string  `yaml:"name"`
+	Rename   string  `yaml:"rename,omitempty"`
+	Devices  Devices `yaml:"devices"`
+	Replicas int     `yaml:"replicas"`
+}
+
+// Devices are some of a resource's GPUs; the zero value is all of them.
+type Devices struct {
+	Count int      // the first so many
+	List  []string // by index, MIG index or UUID
+}
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (d *Devices) UnmarshalYAML(n *yaml.Node) error {
+	const want = "want all, a number of GPUs, or a list of indexes and UUIDs"
+	switch n.Kind {
+	case yaml.SequenceNode:
+		if len(n.Content) == 0 {
+			return bad(n, want+", got an empty list")
+		}
+		for _, item := range n.Content {
+			if item.Kind != yaml.ScalarNode {
+				return bad(item, want)
+			}
+			d.List = append(d.List, item.Value)
+		}
+		return nil
+	case yaml.ScalarNode:
+		if n.Value == "all" {
+			return nil
+		}
+		if count, err := strconv.Atoi(n.Value); err == nil && count > 0 {
+			d.Count = count
+			return nil
+		}
+	}
+	return bad(n, want+", got %q", n.Value)
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (d Devices) MarshalYAML() (any, error) {
+	switch {
+	case len(d.List) > 0:
+		return d.List, nil
+	case d.Count > 0:
+		return d.Count, nil
+	}
+	return "all", nil
+}
+
+// IMEX are the IMEX channels that every container with a GPU gets.
+type IMEX struct {
+	ChannelIDs []int `yaml:"channelIDs"`
+	Required   bool  `yaml:"required"`
+}
+
+// Policy is the part of the device plugin's configuration that decides what is offered.
+func (d DevicePlugin) Policy() resource.Config {
+	return resource.Config{
+		Resource: d.Resource, GPUNames: names(d.Resources.GPUs), MIGNames: names(d.Resources.MIG),
+		Include: d.Include, Exclude: d.Exclude, MIGStrategy: d.MIGStrategy,
+		TimeSlicing: d.Sharing.TimeSlicing.policy(false), MPS: d.Sharing.MPS.policy(true),
+		MPSRoot: d.MPSRoot, Allocation: d.Sharing.Allocation,
+		Strategies: d.Strategies, IDStrategy: d.IDStrategy, PassDeviceSpecs: d.PassDeviceSpecs, DevRoot: d.DevRoot,
+		CDIKind: d.CDIKind, CDIAnnotationPrefix: d.CDIAnnotationPrefix,
+		IMEXChannels: d.IMEX.ChannelIDs, IMEXRequired: d.IMEX.Required, GDRCopy: d.GDRCopy, GDS: d.GDS, MOFED: d.MOFED,
+		Exists: func(path string) bool { _, err := os.Stat(path); return err == nil },
+	}
+}
+
+func names(list []ResourceName) []resource.Name {
+	var out []resource.Name
+	for _, n := range list {
+		out = append(out, resource.Name{Pattern: n.Pattern, Resource: n.Name})
+	}
+	return out
+}
+
+func (s *Shares) policy(failByDefault bool) *resource.Sharing {
+	if s == nil {
+		return nil
+	}
+	out := &resource.Sharing{RenameByDefault: s.RenameByDefault, FailRequestsGreaterThanOne: failByDefault}
+	if s.FailRequestsGreaterThanOne != nil {
+		out.FailRequestsGreaterThanOne = *s.FailRequestsGreaterThanOne
+	}
+	for _, r := range s.Resources {
+		out.Resources = append(out.Resources, resource.Shared{
+			Name: r.Name, Rename: r.Rename, Replicas: r.Replicas, Count: r.Devices.Count, Devices: slices.Clone(r.Devices.List),
+		})
+	}
+	return out
+}
+
+func (c *Config) checkPlugin(f *file) {
+	_, err := resource.NewPolicy(c.DevicePlugin.Policy())
+	var faults resource.Faults
+	if errors.As(err, &faults) {
+		for _, fault := range faults {
+			f.wrong("devicePlugin."+fault.Path, "%s", fault.Text)
+		}
+	}
+	if c.DevicePlugin.NVIDIAConfig != "" {
+		f.absolute("devicePlugin.nvidiaConfig", c.DevicePlugin.NVIDIAConfig)
+	}
+	f.absolute("devicePlugin.kubeletDir", c.DevicePlugin.KubeletDir)
+}
