@@ -39,12 +39,12 @@ func TestAffinity(t *testing.T) {
 	// bridge, one on another bridge of the node, and one on the other node.
 	s := onNodes(0, 0, 0, 0, 0, 1)
 	paths := [][]string{
-		{"0000:00:01.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"},
-		{"0000:00:01.0", "0000:01:00.0", "0000:02:01.0", "0000:04:00.0"},
-		{"0000:00:01.0", "0000:01:00.0", "0000:02:02.0", "0000:05:00.0", "0000:06:00.0", "0000:07:00.0"},
-		{"0000:00:02.0", "0000:08:00.0"},
-		{"0000:40:01.0", "0000:41:00.0"},
-		{"0000:80:01.0", "0000:81:00.0"},
+		{"pci0000:00", "0000:00:01.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"},
+		{"pci0000:00", "0000:00:01.0", "0000:01:00.0", "0000:02:01.0", "0000:04:00.0"},
+		{"pci0000:00", "0000:00:01.0", "0000:01:00.0", "0000:02:02.0", "0000:05:00.0", "0000:06:00.0", "0000:07:00.0"},
+		{"pci0000:00", "0000:00:02.0", "0000:08:00.0"},
+		{"pci0000:40", "0000:40:01.0", "0000:41:00.0"},
+		{"pci0000:80", "0000:80:01.0", "0000:81:00.0"},
 	}
 	for i, p := range paths {
 		s.Devices[i].PCIPath = p
@@ -54,7 +54,7 @@ func TestAffinity(t *testing.T) {
 		require.Equal(t, want, resource.Affinity(&s.Devices[to], &s.Devices[0]), to)
 	}
 	board := onNodes(0, 0)
-	board.Devices[0].PCIPath, board.Devices[1].PCIPath = []string{"0000:00:01.0", "0000:01:00.0"}, []string{"0000:00:01.0", "0000:01:00.1"}
+	board.Devices[0].PCIPath, board.Devices[1].PCIPath = []string{"pci0000:00", "0000:00:01.0", "0000:01:00.0"}, []string{"pci0000:00", "0000:00:01.0", "0000:01:00.1"}
 	require.Equal(t, 60, resource.Affinity(&board.Devices[0], &board.Devices[1]))
 
 	bare := onNodes(0, 0, 1, -1, -1)
@@ -126,7 +126,7 @@ func anyNode(rnd *rand.Rand, total int) *gpu.Snapshot {
 		d := &s.Devices[i]
 		d.NUMANode = i*2/total - rnd.IntN(2)*rnd.IntN(2)
 		if rnd.IntN(3) > 0 {
-			d.PCIPath = []string{fmt.Sprintf("0000:%02x:01.0", i/4), "0000:01:00.0", fmt.Sprintf("0000:02:%02x.0", i%(1+rnd.IntN(4))), fmt.Sprintf("0000:%02x:00.0", i)}
+			d.PCIPath = []string{fmt.Sprintf("pci0000:%02x", i/8), fmt.Sprintf("0000:%02x:01.0", i/4), "0000:01:00.0", fmt.Sprintf("0000:02:%02x.0", i%(1+rnd.IntN(4))), fmt.Sprintf("0000:%02x:00.0", i)}
 		}
 		if rnd.IntN(4) == 0 {
 			d.NVLinks = []gpu.NVLink{{Remote: "", Count: 18}}

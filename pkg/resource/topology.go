@@ -1,10 +1,6 @@
 package resource
 
-import (
-	"strings"
-
-	"github.com/gpu-agent/gpu-agent/pkg/gpu"
-)
+import "github.com/gpu-agent/gpu-agent/pkg/gpu"
 
 // How good two GPUs are for one container, by the nearest way between them; each NVLink between them
 // counts above all of these. The scale is that of NVIDIA's go-gpuallocator, so that orders agree, but
@@ -43,8 +39,8 @@ func links(d *gpu.Device, remote string) int {
 	return n
 }
 
-// way is the score of the PCIe way, from the part of their PCI paths that two GPUs share; by NUMA nodes
-// where they share none.
+// way is the score of the PCIe way, from the part of their PCI paths that two GPUs share, which starts
+// with the host bridge; by NUMA nodes where they share none.
 func way(a, b *gpu.Device) int {
 	shared := 0
 	for shared < min(len(a.PCIPath), len(b.PCIPath)) && a.PCIPath[shared] == b.PCIPath[shared] {
@@ -52,25 +48,16 @@ func way(a, b *gpu.Device) int {
 	}
 	below := max(len(a.PCIPath), len(b.PCIPath)) - shared // the GPU itself and the switch ports above it
 	switch {
-	case shared > 0 && below <= 1:
+	case shared > 1 && below <= 1:
 		return sameBoard
-	case shared > 0 && below == 2:
+	case shared > 1 && below == 2:
 		return oneSwitch
-	case shared > 0:
+	case shared > 1:
 		return severalSwitch
-	case bridge(a) != "" && bridge(a) == bridge(b):
+	case shared == 1:
 		return sameBridge
 	case a.NUMANode == b.NUMANode:
 		return sameNode
 	}
 	return acrossNodes
-}
-
-// bridge is the domain and bus of the root port, which root ports of one host bridge have in common.
-func bridge(d *gpu.Device) string {
-	if len(d.PCIPath) == 0 {
-		return ""
-	}
-	port := d.PCIPath[0]
-	return port[:max(strings.LastIndexByte(port, ':'), 0)]
 }
