@@ -376,7 +376,7 @@ func (a *agent) state() *state {
 	snapshot := a.monitor.Get()
 	s := &state{
 		Version: version, Node: a.config.NodeName, Started: a.started, Tasks: a.tasks(),
-		Snapshot: snapshot, Offers: a.policy.Offers(snapshot), Cache: a.inventory.Get(),
+		Snapshot: snapshot, Offers: a.policy.Offers(snapshot), Problems: a.policy.Problems(snapshot), Cache: a.inventory.Get(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
 	}
 	a.mu.Lock()

@@ -23,6 +23,9 @@ func configCommand() *cobra.Command {
 				if err != nil {
 					return usageError{err}
 				}
+				for _, note := range c.Notes {
+					fmt.Fprintln(cmd.ErrOrStderr(), note)
+				}
 				out, err := yaml.Marshal(c)
 				if err != nil {
 					return err
@@ -49,7 +52,7 @@ type configFlags struct {
 }
 
 func (f *configFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.file, "config", "", "configuration `FILE`; none: all defaults")
+	cmd.Flags().StringVar(&f.file, "config", "", "configuration `FILE`, ours or NVIDIA's (version: v1); none: all defaults")
 	cmd.Flags().StringVar(&f.simulate, "simulate", "", "made-up GPUs instead of the driver's, such as `H100:8`")
 }
 

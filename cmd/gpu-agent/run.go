@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/go-logr/logr"
@@ -49,23 +50,31 @@ func newLog(c config.Log, w io.Writer) *slog.Logger {
 
 // runAgent runs the agent, and builds it anew when an edit of the file asks for more than other models.
 func runAgent(ctx context.Context, c config.Config, flags *configFlags, log *slog.Logger) error {
-	edits, err := watchFile(flags.file, log)
-	if err != nil {
-		return err
-	}
-	defer edits.close()
 	for {
-		a, err := newAgent(c, flags.file, log)
-		if err != nil {
-			return err
+		for _, note := range c.Notes {
+			log.Info("configuration", "note", note)
 		}
-		next, err := a.runUntilEdited(ctx, edits.changed, flags.load)
+		next, err := runEdition(ctx, c, flags, log)
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
 		log.Info("configuration changed: the parts start again", "file", flags.file)
 		c = next
 	}
+}
+
+// runEdition runs one configuration until ctx is done or an edit asks for another one; it returns that edit.
+func runEdition(ctx context.Context, c config.Config, flags *configFlags, log *slog.Logger) (config.Config, error) {
+	edits, err := watchFiles(log, flags.file, c.DevicePlugin.NVIDIAConfig)
+	if err != nil {
+		return config.Config{}, err
+	}
+	defer edits.close()
+	a, err := newAgent(c, flags.file, log)
+	if err != nil {
+		return config.Config{}, err
+	}
+	return a.runUntilEdited(ctx, edits.changed, flags.load)
 }
 
 // runUntilEdited runs the agent until ctx is done or an edit asks for another one; it returns that edit.
@@ -101,45 +110,48 @@ func sameButModels(a, b config.Config) bool {
 	return reflect.DeepEqual(a, b)
 }
 
-// fileWatch tells when a file was edited or, as the kubelet does with a ConfigMap, replaced through a
-// symlink of its folder.
+// fileWatch tells when one of some files was edited or, as the kubelet does with a ConfigMap, replaced
+// through a symlink of its folder.
 type fileWatch struct {
 	changed chan struct{}
 	watcher *fsnotify.Watcher
 	ended   chan struct{}
 }
 
-// watchFile watches path; "" is never edited.
-func watchFile(path string, log *slog.Logger) (*fileWatch, error) {
+// watchFiles watches the paths; "" is never edited.
+func watchFiles(log *slog.Logger, paths ...string) (*fileWatch, error) {
 	w := &fileWatch{changed: make(chan struct{}, 1), ended: make(chan struct{})}
-	if path == "" {
+	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "" })
+	if len(paths) == 0 {
 		close(w.ended)
 		return w, nil
 	}
 	var err error
 	if w.watcher, err = fsnotify.NewWatcher(); err != nil {
-		return nil, fmt.Errorf("watch %s: %w", path, err)
+		return nil, fmt.Errorf("watch %s: %w", paths[0], err)
 	}
-	// The folder, not the file: an edit may replace either the file or the symlink that leads to it.
-	if err := w.watcher.Add(filepath.Dir(path)); err != nil {
-		_ = w.watcher.Close()
-		return nil, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
+	for _, path := range paths {
+		// The folder, not the file: an edit may replace either the file or the symlink that leads to it.
+		if err := w.watcher.Add(filepath.Dir(path)); err != nil {
+			_ = w.watcher.Close()
+			return nil, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
+		}
 	}
-	go w.run(path, log)
+	go w.run(paths, log)
 	return w, nil
 }
 
-func (w *fileWatch) run(path string, log *slog.Logger) {
+func (w *fileWatch) run(paths []string, log *slog.Logger) {
 	defer close(w.ended)
-	last, _ := os.ReadFile(path)
+	last, _ := readAll(paths)
 	for {
 		select {
 		case _, ok := <-w.watcher.Events:
 			if !ok {
 				return
 			}
-			now, err := os.ReadFile(path)
-			if err != nil || string(now) == string(last) {
+			now, err := readAll(paths)
+			if err != nil || slices.Equal(now, last) {
 				continue // in the middle of a replacement, or another file
 			}
 			last = now
@@ -154,6 +166,18 @@ func (w *fileWatch) run(path string, log *slog.Logger) {
 			log.Error("watching the configuration", "error", err)
 		}
 	}
+}
+
+func readAll(paths []string) ([]string, error) {
+	var contents []string
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		contents = append(contents, string(data))
+	}
+	return contents, nil
 }
 
 func (w *fileWatch) close() {

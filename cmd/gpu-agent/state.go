@@ -19,7 +19,8 @@ type state struct {
 	Tasks    map[string]supervise.Task `json:"tasks"`
 	Snapshot *gpu.Snapshot             `json:"snapshot"`
 	Offers   []resource.Offer          `json:"offers"`
-	Plugin   *pluginState              `json:"plugin,omitempty"` // nil: the device plugin is off
+	Problems []string                  `json:"problems,omitempty"` // what of the configuration cannot hold on this node
+	Plugin   *pluginState              `json:"plugin,omitempty"`   // nil: the device plugin is off
 
 	// Owners holds who uses each GPU, as the kubelet says; PodsKnown is false when it does not answer.
 	Owners    map[gpu.UUID][]resource.Owner `json:"owners,omitempty"`

@@ -54,6 +54,9 @@ func (s *state) print(out io.Writer) error {
 	if s.Config.Error != "" {
 		fmt.Fprintf(w, "config\tthe newest file is not in force:\t%s\n", s.Config.Error)
 	}
+	for _, problem := range s.Problems {
+		fmt.Fprintf(w, "config\t%s\n", problem)
+	}
 	fmt.Fprintln(w, "\nGPU\tUUID\tMODEL\tMEMORY USED\tUTIL\tTEMP\tHEALTH\tPODS")
 	for i := range s.Snapshot.Devices {
 		s.printDevice(w, &s.Snapshot.Devices[i])
