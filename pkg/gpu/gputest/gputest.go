@@ -35,8 +35,50 @@ func Sick(s *gpu.Snapshot, i int, why gpu.Reason) *gpu.Snapshot {
 	sick.Devices = append([]gpu.Device(nil), s.Devices...)
 	d := &sick.Devices[i]
 	d.Stats = nil
+	d.Instances = append([]gpu.Instance(nil), d.Instances...)
+	for n := range d.Instances {
+		d.Instances[n].Stats = nil
+	}
 	d.Health = gpu.Health{Reason: why, Text: "GPU is " + string(why), Since: Time, Needs: gpu.ResetGPU}
 	return &sick
+}
+
+// Instance is the identity of the n-th MIG instance that Split makes of GPU i.
+func Instance(i, n int) gpu.UUID {
+	return gpu.UUID(fmt.Sprintf("MIG-00000000-0000-0000-%04d-%012d", i, n))
+}
+
+// Split is the same node with MIG on at GPU i: a 3g.40gb and two 1g.10gb, with readings of their own.
+func Split(s *gpu.Snapshot, i int) *gpu.Snapshot {
+	split := *s
+	split.Devices = append([]gpu.Device(nil), s.Devices...)
+	d := &split.Devices[i]
+	d.MIGCapable, d.MIGEnabled = true, true
+	d.Instances = []gpu.Instance{instance(i, 0, 2, 3), instance(i, 1, 7, 1), instance(i, 2, 8, 1)}
+	if d.Stats != nil {
+		stats := *d.Stats // NVML reads none of these while MIG is on
+		stats.Utilization, stats.MemoryControllerUtilization, stats.EncoderUtilization, stats.DecoderUtilization = nil, nil, nil, nil
+		d.Stats = &stats
+	}
+	return &split
+}
+
+func instance(i, n, gi, slices int) gpu.Instance {
+	const gib = 1 << 30
+	in := gpu.Instance{
+		UUID: Instance(i, n), Index: n, GI: gi, Profile: "1g.10gb", Memory: 10 * gib, GIMinor: 3 + gi*9, CIMinor: 4 + gi*9,
+		Multiprocessors: 16, GISlices: slices, CISlices: slices, Engines: gpu.Engines{Copy: slices, Decoder: slices, JPEG: slices},
+	}
+	if slices == 3 {
+		in.Profile, in.Memory, in.Multiprocessors = "3g.40gb", 40*gib, 60
+	}
+	used, reserved := uint64(n+1)*gib, uint64(gib/8)
+	free, active := in.Memory-used-reserved, float64(n+1)/10
+	in.Stats = &gpu.Stats{
+		MemoryTotal: &in.Memory, MemoryUsed: &used, MemoryFree: &free, MemoryReserved: &reserved,
+		GraphicsEngineActive: &active, SMActive: &active,
+	}
+	return in
 }
 
 func device(i, n int) gpu.Device {
