@@ -16,10 +16,22 @@ import (
 // device is one GPU at one scrape.
 type device struct {
 	*gpu.Device
-	driver  gpu.Driver
-	holders []resource.Owner // distinct containers
-	known   bool             // whether the holders are known
-	xid     uint64           // the last XID not older than the hold, else 0
+	driver    gpu.Driver
+	holders   []resource.Owner // distinct containers that were given the GPU or shares of it
+	users     []resource.Owner // and those that were given MIG instances of it
+	known     bool             // whether the holders are known
+	xid       uint64           // the last XID not older than the hold, else 0
+	instances []*instance
+}
+
+// holding is the only container that holds the GPU, if there is exactly one.
+func (d *device) holding() []resource.Owner { return only(d.holders) }
+
+func only(holders []resource.Owner) []resource.Owner {
+	if len(holders) != 1 {
+		return nil
+	}
+	return holders
 }
 
 // node is everything but the GPUs at one scrape; nil is not known.
@@ -35,18 +47,36 @@ type node struct {
 // podLabels are added to a GPU's series while exactly one container holds it.
 var podLabels = []string{"namespace", "pod", "container"} //nolint:gochecknoglobals // a constant table
 
-// A view is the families of one schema, ready to be collected.
-type view struct {
-	values func(*device) []string // of the schema's labels
-	series []series[*device]
+// held is what a container can hold alone: then its series carry the pod's labels.
+type held interface{ holding() []resource.Owner }
+
+// A view is the families of one schema over one kind of thing, ready to be collected.
+type view[T held] struct {
+	values func(T) []string // of the schema's labels
+	series []series[T]
 }
 
-func newView(labels []string, values func(*device) []string, families []family[*device]) view {
-	v := view{values: values}
+func newView[T held](labels []string, values func(T) []string, families []family[T]) view[T] {
+	v := view[T]{values: values}
 	for _, f := range families {
 		v.series = append(v.series, newSeries(f, labels))
 	}
 	return v
+}
+
+func (v view[T]) collect(ch chan<- prometheus.Metric, from T) {
+	base := v.values(from)
+	held := base
+	for _, o := range from.holding() {
+		held = slices.Concat(base, []string{o.Namespace, o.Pod, o.Container})
+	}
+	for _, s := range v.series {
+		if len(held) > len(base) && !s.family.board {
+			s.collect(ch, s.held, from, held)
+		} else {
+			s.collect(ch, s.plain, from, base)
+		}
+	}
 }
 
 // series is a family with its descriptions: without pod labels, and with them.
@@ -110,34 +140,26 @@ func (e *Collector) Collect(ch chan<- prometheus.Metric) {
 	if n.snapshot == nil {
 		return
 	}
+	known := owners != nil || n.podResources != nil && *n.podResources
 	for i := range n.snapshot.Devices {
-		d := &device{
-			Device:  &n.snapshot.Devices[i],
-			driver:  n.snapshot.Driver,
-			known:   owners != nil || n.podResources != nil && *n.podResources,
-			holders: distinct(owners[n.snapshot.Devices[i].UUID]),
-			xid:     heldXID(n.snapshot.Devices[i].XIDs, e.config.XIDHold),
-		}
-		for _, v := range e.views {
-			v.collect(ch, d)
+		d := newDevice(n.snapshot, i, owners)
+		d.known, d.xid = known, heldXID(d.XIDs, e.config.XIDHold)
+		for _, collect := range e.schemas {
+			collect(ch, d)
 		}
 	}
 }
 
-func (v view) collect(ch chan<- prometheus.Metric, d *device) {
-	base := v.values(d)
-	held := base
-	if len(d.holders) == 1 {
-		o := d.holders[0]
-		held = slices.Concat(base, []string{o.Namespace, o.Pod, o.Container})
+func newDevice(s *gpu.Snapshot, i int, owners map[gpu.UUID][]resource.Owner) *device {
+	d := &device{Device: &s.Devices[i], driver: s.Driver, holders: distinct(owners[s.Devices[i].UUID])}
+	users := d.holders
+	for i := range d.Instances {
+		in := &instance{Instance: &d.Instances[i], of: d, holders: distinct(owners[d.Instances[i].UUID])}
+		d.instances = append(d.instances, in)
+		users = slices.Concat(users, in.holders)
 	}
-	for _, s := range v.series {
-		if len(d.holders) == 1 && !s.family.board {
-			s.collect(ch, s.held, d, held)
-		} else {
-			s.collect(ch, s.plain, d, base)
-		}
-	}
+	d.users = distinct(users)
+	return d
 }
 
 // distinct drops repetitions: a container that was given two replicas of one GPU still holds it alone.

@@ -1,7 +1,11 @@
 package exporter
 
 import (
+	"slices"
 	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
@@ -17,6 +21,88 @@ func dcgmValues(host string) func(*device) []string {
 		index := strconv.Itoa(d.Index)
 		return []string{index, string(d.UUID), d.PCIBusID, "nvidia" + index, d.Name, host, host, d.driver.Version}
 	}
+}
+
+// dcgmSchema shows a GPU that is split as dcgm-exporter does: a row for each GPU instance and none for the GPU.
+func dcgmSchema(host string) func(chan<- prometheus.Metric, *device) {
+	values := dcgmValues(host)
+	whole := newView(dcgmLabels, values, dcgmFamilies())
+	split := newView(slices.Concat(dcgmLabels, []string{"GPU_I_PROFILE", "GPU_I_ID"}), func(p *part) []string {
+		return append(values(p.device), p.profile, strconv.Itoa(p.gi))
+	}, partFamilies())
+	return func(ch chan<- prometheus.Metric, d *device) {
+		parts := d.parts()
+		for _, p := range parts {
+			split.collect(ch, p)
+		}
+		if len(parts) == 0 {
+			whole.collect(ch, d)
+		}
+	}
+}
+
+// part is a GPU instance as dcgm-exporter shows it: the GPU's values, with its own memory and activity in
+// their place. What is the whole board's, such as power, is repeated on every row: a sum counts it too often,
+// in dcgm-exporter too.
+type part struct {
+	*device
+	gi      int
+	profile string
+}
+
+// parts are the GPU instances of a GPU that is split. The compute instances of one are one row: their labels
+// would be the same.
+func (d *device) parts() []*part {
+	var parts []*part
+	for _, in := range d.instances {
+		i := slices.IndexFunc(parts, func(p *part) bool { return p.gi == in.GI })
+		if i < 0 {
+			board, view := *d.Device, *d
+			board.Stats = partStats(board.Stats, in.Stats)
+			view.Device, view.holders = &board, nil
+			i = len(parts)
+			parts = append(parts, &part{device: &view, gi: in.GI, profile: giProfile(in.Profile)})
+		}
+		parts[i].holders = distinct(slices.Concat(parts[i].holders, in.holders))
+	}
+	return parts
+}
+
+// giProfile is the profile of the GPU instance that a MIG device is in: "1c.3g.40gb" is in a "3g.40gb".
+func giProfile(profile string) string {
+	if ci, gi, ok := strings.Cut(profile, "."); ok && strings.HasSuffix(ci, "c") {
+		return gi
+	}
+	return profile
+}
+
+// partStats are the board's readings with a GPU instance's own in their place, or nothing there: GPM does not
+// count PCIe by instance.
+func partStats(board, own *gpu.Stats) *gpu.Stats {
+	if board == nil {
+		return nil
+	}
+	if own == nil {
+		own = &gpu.Stats{}
+	}
+	s := *board
+	s.MemoryTotal, s.MemoryUsed, s.MemoryFree, s.MemoryReserved = own.MemoryTotal, own.MemoryUsed, own.MemoryFree, own.MemoryReserved
+	s.GraphicsEngineActive, s.SMActive, s.SMOccupancy = own.GraphicsEngineActive, own.SMActive, own.SMOccupancy
+	s.TensorActive, s.DRAMActive = own.TensorActive, own.DRAMActive
+	s.PCIeTransmitPerSec, s.PCIeReceivePerSec = nil, nil
+	return &s
+}
+
+// partFamilies are those of a whole GPU.
+func partFamilies() []family[*part] {
+	var parts []family[*part]
+	for _, f := range dcgmFamilies() {
+		parts = append(parts, family[*part]{
+			name: f.name, kind: f.kind, unit: f.unit, help: f.help, labels: f.labels, board: f.board,
+			read: func(p *part, to emit) { f.read(p.device, to) },
+		})
+	}
+	return parts
 }
 
 // dcgmFamilies are frozen: names, types, units and help as in dcgm-exporter 4.5.3-4.8.2, even where the

@@ -26,7 +26,7 @@ The GPU families come in two schemas, both by default (` + "`exporter.schemas`" 
   While this schema is on, the page is in Prometheus' text format: OpenMetrics would rename its counters.
 
 ` + "`namespace`, `pod` and `container`" + ` are added while exactly one container holds the GPU. A GPU that is free or shared has none of
-them, so that a sum over devices counts each once. Families marked † are true of the board whoever holds it and never have them.
+them, so that a sum over devices counts each once; ` + "`gpu_allocation_info`" + ` names each holder, to be joined by ` + "`uuid`" + `. Families marked † are true of the board whoever holds it and never have them.
 Prometheus keeps its own ` + "`pod`" + ` of the scrape target and renames these to ` + "`exported_pod`" + ` unless ` + "`honorLabels: true`" + ` is set.
 `
 
@@ -72,7 +72,11 @@ func TestDocsAreTheTables(t *testing.T) {
 	b.WriteString(docsHead)
 	page(&b, "GPUs, native", "What is known of the board, readable or not.", boardFamilies(), true)
 	page(&b, "GPU readings, native", "Each is absent where the GPU or its driver does not report it.", readingFamilies(), true)
-	page(&b, "GPUs, dcgm", "`DCGM_FI_DEV_XID_ERRORS` is 0 before the first XID and falls back to 0 when none came for an hour (`exporter.xidHold`); "+
+	page(&b, "MIG instances, native", "Labels `gpu` and `uuid` of the GPU, `gpu_instance_id`, `compute_instance_id` and `mig_profile`; `gpu_mig_info` has the instance's "+
+		"own UUID. The GPU keeps its families, but for what NVML does not read while MIG is on: use, and the video engines. NVML reads by GPU instance: where several compute "+
+		"instances share one, each shows the same. The pod labels are those of the instance's only holder.", migFamilies(), true)
+	page(&b, "GPUs, dcgm", "A GPU that is split by MIG has a row for each GPU instance instead, with `GPU_I_PROFILE` and `GPU_I_ID`: memory and "+
+		"`DCGM_FI_PROF_*` are the instance's, and what is the whole board's is repeated on each, so that a sum over rows counts power and energy too often, as in dcgm-exporter. `DCGM_FI_DEV_XID_ERRORS` is 0 before the first XID and falls back to 0 when none came for an hour (`exporter.xidHold`); "+
 		"`gpu_xid_errors_total` keeps the count. `DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL` is a rate, typed counter as DCGM has it. "+
 		"The `DCGM_FI_PROF_*` ratios are there on Hopper and newer: NVML has no equivalent below.", dcgmFamilies(), false)
 	page(&b, "The agent", "In every schema. `go_*`, `process_*` and `promhttp_*` are beside them.", agentFamilies(), false)

@@ -5,7 +5,7 @@
 // A scrape reads published values and nothing else: no driver, no kubelet, no disk. What is not
 // known is an absent series, never 0 and never the last value.
 //
-// To add a metric, add one row to the table it belongs to: dcgm.go, native.go, agent.go or cache.go.
+// To add a metric, add one row to the table it belongs to: dcgm.go, native.go, mig.go, agent.go or cache.go.
 // docs/METRICS.md is generated from those tables.
 package exporter
 
@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -50,7 +52,7 @@ type Sources struct {
 	Snapshot func() *gpu.Snapshot
 	// Inventory returns nil before the cache knows what it holds.
 	Inventory func() *model.Inventory
-	// Owners returns the containers that hold each GPU, and whether the kubelet's last answer came. While
+	// Owners returns the containers that hold each GPU and each MIG instance, and whether the kubelet's last answer came. While
 	// it does not come, owners is what may still be shown: nil says that nothing is known.
 	Owners func() (owners map[gpu.UUID][]resource.Owner, up bool)
 	// Tasks returns whether each of the agent's tasks runs, by name.
@@ -74,7 +76,7 @@ type Collector struct {
 	config  Config
 	sources Sources
 	log     *slog.Logger
-	views   []view          // of each GPU, one a schema
+	schemas []func(chan<- prometheus.Metric, *device)
 	node    []series[*node] // about the agent and the cache
 	hasDCGM bool            // names that OpenMetrics would change
 }
@@ -101,9 +103,9 @@ func New(c Config, s Sources) (*Collector, error) {
 		switch name {
 		case DCGM:
 			e.hasDCGM = true
-			e.views = append(e.views, newView(dcgmLabels, dcgmValues(c.Hostname), dcgmFamilies()))
+			e.schemas = append(e.schemas, dcgmSchema(c.Hostname))
 		case Native:
-			e.views = append(e.views, newView(nativeLabels, nativeValues, nativeFamilies()))
+			e.schemas = append(e.schemas, nativeSchema())
 		default:
 			return nil, fmt.Errorf("metrics schema %q is unknown: want %s", name, strings.Join([]string{DCGM, Native}, " or "))
 		}

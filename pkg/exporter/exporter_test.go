@@ -155,7 +155,9 @@ func TestEachSchemaAloneHasNothingOfTheOther(t *testing.T) {
 func TestNativeFamiliesPassPromlint(t *testing.T) {
 	w := full()
 	w.snapshot.Devices[0] = everything(w.snapshot.Devices[0])
-	w.snapshot = gputest.Sick(w.snapshot, 1, gpu.Hung)
+	w.snapshot = gputest.Split(gputest.Sick(w.snapshot, 1, gpu.Hung), 1)
+	w.snapshot.Devices[1].Instances[0].Stats = w.snapshot.Devices[0].Stats
+	w.owners[gputest.Instance(1, 0)] = []resource.Owner{llama}
 	r := registry(t, collector(t, w, Config{Schemas: []string{Native}}))
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
@@ -169,6 +171,11 @@ func TestNativeFamiliesPassPromlint(t *testing.T) {
 		shown[f.GetName()] = true
 	}
 	for _, f := range nativeFamilies() {
+		if !shown[f.name] {
+			missing = append(missing, f.name)
+		}
+	}
+	for _, f := range migFamilies() {
 		if !shown[f.name] {
 			missing = append(missing, f.name)
 		}

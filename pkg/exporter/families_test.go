@@ -23,6 +23,8 @@ func everything(d gpu.Device) gpu.Device {
 	s.MemoryUsed, s.MemoryTotal = &used, &total
 	d.Stats = s
 	d.XIDs = []gpu.XIDCount{{Code: 13, Count: 1, Last: gputest.Time}}
+	d.NVLinks = []gpu.NVLink{{Count: 18}, {Remote: "00000000:0C:00.0", Count: 4}}
+	d.Notices = []gpu.Notice{{Code: gpu.Contained, Needs: gpu.ResetGPU}}
 	d.ReadErrors = []gpu.ReadError{{Op: "power", Return: "ERROR_TIMEOUT", Count: 1}}
 	return d
 }
@@ -145,12 +147,20 @@ func TestTablesAreComplete(t *testing.T) {
 		require.True(t, strings.HasPrefix(f.name, "DCGM_FI_"), f.name)
 	}
 	seen := map[string]bool{}
+	twins := map[string]string{}
 	for _, f := range nativeFamilies() {
 		require.False(t, seen[f.name], "%s has two rows", f.name)
-		seen[f.name] = true
-		for twin := range strings.SplitSeq(f.dcgm, ", ") {
+		seen[f.name], twins[f.name] = true, f.dcgm
+	}
+	for _, f := range migFamilies() {
+		require.False(t, seen[f.name], "%s has two rows", f.name)
+		require.True(t, strings.HasPrefix(f.name, "gpu_mig_"), f.name)
+		seen[f.name], twins[f.name] = true, f.dcgm
+	}
+	for name, all := range twins {
+		for twin := range strings.SplitSeq(all, ", ") {
 			if strings.HasPrefix(twin, "DCGM_FI_") && !strings.Contains(twin, "*") {
-				require.True(t, dcgm[twin], "%s names %s, which has no row", f.name, twin)
+				require.True(t, dcgm[twin], "%s names %s, which has no row", name, twin)
 			}
 		}
 	}

@@ -1,8 +1,11 @@
 package exporter
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
@@ -12,6 +15,19 @@ var nativeLabels = []string{"gpu", "uuid"} //nolint:gochecknoglobals // a consta
 
 func nativeValues(d *device) []string {
 	return []string{strconv.Itoa(d.Index), string(d.UUID)}
+}
+
+// nativeSchema shows a GPU, and each of its MIG instances in families of their own: a sum over GPUs counts
+// nothing twice.
+func nativeSchema() func(chan<- prometheus.Metric, *device) {
+	gpus := newView(nativeLabels, nativeValues, nativeFamilies())
+	instances := newView(migLabels, migValues, migFamilies())
+	return func(ch chan<- prometheus.Metric, d *device) {
+		gpus.collect(ch, d)
+		for _, in := range d.instances {
+			instances.collect(ch, in)
+		}
+	}
 }
 
 func nativeFamilies() []family[*device] {
@@ -51,6 +67,14 @@ func boardFamilies() []family[*device] {
 					to(1, string(d.Health.Reason), string(d.Health.Needs))
 				}
 			}},
+		{name: "gpu_unhealthy_since_timestamp_seconds", kind: gauge, unit: "seconds", board: true, help: "Unix time since which the GPU is unhealthy for the present reason. Absent while it is healthy.",
+			read: func(d *device, to emit) {
+				if !d.Health.OK() && !d.Health.Since.IsZero() {
+					to(unixSeconds(d.Health.Since))
+				}
+			}},
+		{name: "gpu_notice", kind: gauge, unit: "1", board: true, help: "1 for each thing to know or plan for of a GPU that may be used all the same.",
+			labels: []string{"code", "needs"}, read: notices},
 		{name: "gpu_xid_errors_total", kind: counter, unit: "1", board: true, dcgm: "DCGM_EXP_XID_ERRORS_COUNT", help: "XID errors since the agent started, by code.",
 			labels: []string{"xid"},
 			read: func(d *device, to emit) {
@@ -65,22 +89,36 @@ func boardFamilies() []family[*device] {
 					to(unixSeconds(x.Last), decimal(x.Code))
 				}
 			}},
-		{name: "gpu_allocated", kind: gauge, unit: "0 or 1", help: "1 if the kubelet gave the GPU, or a share of it, to a container.",
+		{name: "gpu_allocated", kind: gauge, unit: "0 or 1", help: "1 if the kubelet gave the GPU, a share or a MIG instance of it, to a container.",
 			read: func(d *device, to emit) {
 				if d.known {
-					to(oneIf(len(d.holders) > 0))
+					to(oneIf(len(d.users) > 0))
 				}
 			}},
-		{name: "gpu_allocations", kind: gauge, unit: "1", help: "Containers that hold the GPU or a share of it.",
+		{name: "gpu_allocations", kind: gauge, unit: "1", help: "Containers that hold the GPU, a share or a MIG instance of it.",
 			read: func(d *device, to emit) {
 				if d.known {
-					to(float64(len(d.holders)))
+					to(float64(len(d.users)))
 				}
 			}},
+		{name: "gpu_allocation_info", kind: gauge, unit: "1", board: true, labels: podLabels, help: "Always 1: a container that holds the GPU, a share or a MIG instance of it. To be joined by uuid where several do.",
+			read: func(d *device, to emit) { allocations(d.users, to) }},
 		{name: "gpu_mig_mode", kind: gauge, unit: "0 or 1", board: true, help: "1 if the GPU is split into MIG instances. Absent where it cannot be.",
 			read: func(d *device, to emit) {
 				if d.MIGCapable {
 					to(oneIf(d.MIGEnabled))
+				}
+			}},
+		{name: "gpu_mig_mode_pending", kind: gauge, unit: "0 or 1", board: true, help: "1 if the MIG mode was changed and the change waits for a reset of the GPU. Absent where there is no MIG.",
+			read: func(d *device, to emit) {
+				if d.MIGCapable {
+					to(oneIf(d.MIGPending))
+				}
+			}},
+		{name: "gpu_nvlinks", kind: gauge, unit: "1", board: true, labels: []string{"remote"}, help: "Active NVLinks by where they lead: to the node's NVSwitches (nvswitch) or to the GPU with this PCI address.",
+			read: func(d *device, to emit) {
+				for _, l := range d.NVLinks {
+					to(float64(l.Count), cmp.Or(l.Remote, "nvswitch"))
 				}
 			}},
 	}
@@ -193,6 +231,17 @@ func readingFamilies() []family[*device] {
 			read: stat(same, func(s *gpu.Stats) *float64 { return s.TensorActive })},
 		{name: "gpu_dram_active_ratio", kind: gauge, unit: "0 to 1", dcgm: "DCGM_FI_PROF_DRAM_ACTIVE", help: "Share of cycles in which device memory moved data. Hopper and newer.",
 			read: stat(same, func(s *gpu.Stats) *float64 { return s.DRAMActive })},
+	}
+}
+
+// notices shows each code once: two notices of one code may differ in their text alone.
+func notices(d *device, to emit) {
+	seen := map[[2]string]bool{}
+	for _, n := range d.Notices {
+		if key := [2]string{string(n.Code), string(n.Needs)}; !seen[key] {
+			seen[key] = true
+			to(1, key[0], key[1])
+		}
 	}
 }
 
