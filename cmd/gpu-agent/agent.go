@@ -259,7 +259,7 @@ func (a *agent) runLabels(ctx context.Context) error {
 	}
 	return labels.Run(ctx, labels.Config{
 		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
-	}, a.monitor, inventories, a.policy.Offers, a.sink)
+	}, a.monitor, inventories, a.policy, a.sink)
 }
 
 func (a *agent) runCondition(ctx context.Context) error {

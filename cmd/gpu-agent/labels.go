@@ -43,7 +43,9 @@ func labelsCommand() *cobra.Command {
 			}
 			var last map[string]string
 			return watchGPUs(cmd.Context(), c, once, func(s *gpu.Snapshot) error {
-				now := labels.For(labels.Input{Snapshot: s, Offers: policy.Offers(s), Machine: labels.Machine(machineFile)})
+				in := labels.Of(policy, s)
+				in.Machine = labels.Machine(machineFile)
+				now := labels.For(in)
 				if last != nil && maps.Equal(last, now) {
 					return nil
 				}

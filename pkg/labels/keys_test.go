@@ -2,6 +2,7 @@ package labels
 
 import (
 	"flag"
+	"maps"
 	"os"
 	"regexp"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu/gputest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
 var update = flag.Bool("update", false, "write the generated documents")
@@ -31,6 +33,9 @@ func TestTheTableNamesEveryLabelAndNoOther(t *testing.T) {
 	s := gputest.Node(8)
 	s.Simulated = true
 	got := For(Input{Snapshot: s, Inventory: &model.Inventory{Models: []model.Status{{Name: "m", State: model.Ready}}}})
+	for _, strategy := range []string{resource.MIGSingle, resource.MIGMixed} {
+		maps.Copy(got, For(of(t, resource.Config{MIGStrategy: strategy}, split(gputest.Node(1), 0, "1g.10gb"))))
+	}
 	placeholder := regexp.MustCompile(`<[a-z]+>`)
 	for _, k := range keys() {
 		require.Regexp(t, validValue, k.example)

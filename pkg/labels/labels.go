@@ -1,7 +1,7 @@
 // Package labels is what the scheduler sees: the node's GPUs and models as labels of the Node object.
 //
-// The keys and values under nvidia.com/ are those of NVIDIA's GPU feature discovery (GFD) for whole
-// and time-sliced GPUs, bit for bit, so that selectors, dashboards and Karpenter or Kueue
+// The keys and values under nvidia.com/ are those of NVIDIA's GPU feature discovery (GFD) for whole,
+// shared and split GPUs, bit for bit, so that selectors, dashboards and Karpenter or Kueue
 // configurations keep working. Deliberate differences: no gfd.timestamp, which changes at every
 // restart; a node with two models always shows the same one; texts are cut to the 63 characters that
 // the API server accepts. docs/LABELS.md is generated from the table in keys.go.
@@ -29,10 +29,16 @@ const (
 
 // Input is all that the labels are made of. Nothing in it is changed.
 type Input struct {
-	Snapshot  *gpu.Snapshot    // nil: nothing is known of the GPUs
-	Offers    []resource.Offer // what the kubelet sees of Snapshot: shares show as replicas
-	Inventory *model.Inventory // nil: there is no cache
-	Machine   string           // DMI product name, see Machine; "" reads as "unknown"
+	Snapshot    *gpu.Snapshot    // the GPUs that pods can get; nil: nothing is known
+	Offers      []resource.Offer // what the kubelet sees of Snapshot: shares show as replicas
+	MIGStrategy string           // "" is resource.MIGNone
+	Inventory   *model.Inventory // nil: there is no cache
+	Machine     string           // DMI product name, see Machine; "" reads as "unknown"
+}
+
+// Of is what the policy makes of a snapshot: GPUs that it leaves out are in no label.
+func Of(policy resource.Policy, s *gpu.Snapshot) Input {
+	return Input{Snapshot: policy.Visible(s), Offers: policy.Offers(s), MIGStrategy: policy.MIGStrategy()}
 }
 
 // ModelKey is the key of the label of a model that is ready on the node.
@@ -46,6 +52,8 @@ func For(in Input) map[string]string {
 		maps.Copy(l, nodeLabels(in.Snapshot, in.Machine))
 		maps.Copy(l, driverLabels(in.Snapshot.Driver))
 		maps.Copy(l, productLabels(in.Snapshot.Devices, in.Offers))
+		addMIG(l, in.Snapshot.Devices, in.Offers, in.MIGStrategy)
+		l[nvidiaPrefix+"mps.capable"] = strconv.FormatBool(byMPS(in.Snapshot.Devices, in.Offers))
 	}
 	if in.Inventory != nil {
 		for _, m := range in.Inventory.Models {
@@ -61,11 +69,9 @@ func For(in Input) map[string]string {
 func nodeLabels(s *gpu.Snapshot, machine string) map[string]string {
 	capable := slices.ContainsFunc(s.Devices, func(d gpu.Device) bool { return d.MIGCapable })
 	l := map[string]string{
-		nvidiaPrefix + "gpu.machine": cmp.Or(fit(sanitise(machine), maxLength), unknown),
-		nvidiaPrefix + "gpu.mode":    mode(s.Devices),
-		nvidiaPrefix + "mig.capable": strconv.FormatBool(capable),
-		// GFD says true only where sharing is by MPS, which is not offered here.
-		nvidiaPrefix + "mps.capable":  "false",
+		nvidiaPrefix + "gpu.machine":  cmp.Or(fit(sanitise(machine), maxLength), unknown),
+		nvidiaPrefix + "gpu.mode":     mode(s.Devices),
+		nvidiaPrefix + "mig.capable":  strconv.FormatBool(capable),
 		nvidiaPrefix + "vgpu.present": "false",
 		ownPrefix + "gpu.healthy":     strconv.Itoa(s.HealthyCount()),
 	}
@@ -111,12 +117,13 @@ func productLabels(devices []gpu.Device, offers []resource.Offer) map[string]str
 		return l
 	}
 	gpuKey := func(name string) string { return nvidiaPrefix + "gpu." + name }
-	product, share := group[0].Name, sharing(group, offers)
-	l[gpuKey("product")] = fit(sanitise(product), maxLength)
-	if share.suffix {
-		const suffix = "-SHARED"
-		l[gpuKey("product")] = fit(sanitise(product), maxLength-len(suffix)) + suffix
+	share := sharing(offers, func(u resource.Unit) bool {
+		return u.Instance == "" && slices.ContainsFunc(group, is(u.Device))
+	})
+	if !slices.ContainsFunc(group, func(d gpu.Device) bool { return !d.MIGEnabled }) {
+		share.replicas = 0 // all split into instances: as GFD, none is there to be given whole
 	}
+	l[gpuKey("product")] = product(share, group[0].Name)
 	// A lost GPU stays in the count, as with GFD: gpu-agent.dev/gpu.healthy says how many can be used.
 	l[gpuKey("count")] = strconv.Itoa(len(group))
 	l[gpuKey("replicas")] = strconv.Itoa(share.replicas)
@@ -169,27 +176,42 @@ func largest[T cmp.Ordered](devices []gpu.Device, of func(gpu.Device) T) T {
 type share struct {
 	replicas int
 	strategy string
-	suffix   bool // the shares go by the whole GPU's resource name, so the product's name must tell
+	suffix   bool // the shares go by the unshared resource's name, so the product's name must tell
 }
 
-// sharing reads from the offers into how many units a GPU of the group is split: one unit whose ID
-// is not the GPU's own is a time-sliced share.
-func sharing(group []gpu.Device, offers []resource.Offer) share {
+// sharing reads from the offers into how many units each of those that which picks is shared.
+func sharing(offers []resource.Offer, which func(resource.Unit) bool) share {
 	units, s := map[gpu.UUID]int{}, share{replicas: 1, strategy: "none"}
 	for _, o := range offers {
 		for _, u := range o.Units {
-			if units[u.Device]++; string(u.ID) != string(u.Device) && slices.ContainsFunc(group, is(u.Device)) {
-				s.strategy, s.suffix = "time-slicing", !strings.HasSuffix(o.Resource, ".shared")
+			if !u.ID.Shared() || !which(u) {
+				continue
 			}
+			thing := u.ID.Device()
+			units[thing]++
+			s.replicas = max(s.replicas, units[thing])
+			s.strategy, s.suffix = o.Sharing, s.suffix || !o.Renamed
 		}
 	}
-	if !slices.ContainsFunc(group, func(d gpu.Device) bool { return !d.MIGEnabled }) {
-		s.replicas = 0 // all split into instances: as GFD, none is there to be given whole
-	}
-	for _, d := range group {
-		s.replicas = max(s.replicas, units[d.UUID])
-	}
 	return s
+}
+
+// product is a label's value of several parts; however long they are, it tells that it is shared.
+func product(s share, parts ...string) string {
+	for i := range parts {
+		parts[i] = sanitise(parts[i])
+	}
+	name, suffix := strings.Join(parts, "-"), ""
+	if s.suffix {
+		suffix = "-SHARED"
+	}
+	return fit(name, maxLength-len(suffix)) + suffix
+}
+
+// byMPS is what GFD calls MPS-capable: that sharing is by MPS, which MIG rules out.
+func byMPS(devices []gpu.Device, offers []resource.Offer) bool {
+	return slices.ContainsFunc(offers, func(o resource.Offer) bool { return o.Sharing == resource.ByMPS }) &&
+		!slices.ContainsFunc(devices, func(d gpu.Device) bool { return d.MIGEnabled })
 }
 
 func is(id gpu.UUID) func(gpu.Device) bool {

@@ -40,7 +40,10 @@ func h100() gpu.Device { return gputest.Node(1).Devices[0] }
 
 // offer is replicas units of every GPU, as the kubelet sees them.
 func offer(name string, s *gpu.Snapshot, replicas int) []resource.Offer {
-	o := resource.Offer{Resource: name}
+	o := resource.Offer{Resource: name, Renamed: strings.HasSuffix(name, ".shared")}
+	if replicas > 1 {
+		o.Sharing = resource.TimeSliced
+	}
 	for _, d := range s.Devices {
 		for i := range replicas {
 			id := resource.ID(d.UUID)
@@ -51,6 +54,17 @@ func offer(name string, s *gpu.Snapshot, replicas int) []resource.Offer {
 		}
 	}
 	return []resource.Offer{o}
+}
+
+func shared(name string, replicas int) *resource.Sharing {
+	return &resource.Sharing{Resources: []resource.Shared{{Name: name, Replicas: replicas}}}
+}
+
+func of(t *testing.T, cfg resource.Config, s *gpu.Snapshot) Input {
+	t.Helper()
+	p, err := resource.NewPolicy(cfg)
+	require.NoError(t, err)
+	return Of(p, s)
 }
 
 // recorded is what GFD 0.20 printed. gpu.machine is of the machine that it ran on.
@@ -73,18 +87,21 @@ func TestLabelsAreThoseOfGFD(t *testing.T) {
 	t.Parallel()
 	h := node(8, h100())
 	tests := map[string]struct {
-		s      *gpu.Snapshot
-		offers []resource.Offer
+		s   *gpu.Snapshot
+		cfg resource.Config
 	}{
-		"h100.labels":     {h, offer("nvidia.com/gpu", h, 1)},
-		"h100-ts4.labels": {h, offer("nvidia.com/gpu", h, 4)},
-		"a100.labels":     {node(8, a100()), nil},
-		"t4.labels":       {node(4, t4()), nil},
+		"h100.labels":        {h, resource.Config{}},
+		"h100-ts4.labels":    {h, resource.Config{TimeSlicing: shared("nvidia.com/gpu", 4)}},
+		"h100-single.labels": {h, resource.Config{MIGStrategy: resource.MIGSingle}},
+		"a100.labels":        {node(8, a100()), resource.Config{}},
+		"t4.labels":          {node(4, t4()), resource.Config{}},
 	}
 	for file, tt := range tests {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
-			got := For(Input{Snapshot: tt.s, Offers: tt.offers, Machine: "Standard PC (Q35 + ICH9, 2009)"})
+			in := of(t, tt.cfg, tt.s)
+			in.Machine = "Standard PC (Q35 + ICH9, 2009)"
+			got := For(in)
 			require.Equal(t, "Standard-PC-Q35-ICH9-2009", got["nvidia.com/gpu.machine"])
 			delete(got, "nvidia.com/gpu.machine")
 			for key := range got {

@@ -49,7 +49,7 @@ const (
 // are not labelled. When a driver that was loaded goes away, the node keeps its labels and
 // gpu-agent.dev/gpu.healthy becomes 0.
 func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inventories,
-	offers func(*gpu.Snapshot) []resource.Offer, sink Sink,
+	policy resource.Policy, sink Sink,
 ) error {
 	r := &runner{cfg: cfg, sink: sink, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))}
 	r.cfg.Resync = cmp.Or(r.cfg.Resync, 5*time.Minute)
@@ -73,8 +73,9 @@ func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inven
 				waiting = true
 			}
 		} else {
-			s := held(snapshot, known)
-			r.act(ctx, For(Input{Snapshot: s, Offers: offers(s), Inventory: inventory, Machine: cfg.Machine}))
+			in := Of(policy, held(snapshot, known))
+			in.Inventory, in.Machine = inventory, cfg.Machine
+			r.act(ctx, For(in))
 			timer.Reset(time.Until(r.due))
 		}
 		select {

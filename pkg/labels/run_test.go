@@ -92,6 +92,13 @@ type world struct {
 	log    lockedLog
 }
 
+func whole(t *testing.T) resource.Policy {
+	t.Helper()
+	p, err := resource.NewPolicy(resource.Config{})
+	require.NoError(t, err)
+	return p
+}
+
 // inWorld runs test while Run does, in a bubble of fake time.
 func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
@@ -104,7 +111,7 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			done <- labels.Run(ctx, cfg, &w.gpus, &w.models, func(*gpu.Snapshot) []resource.Offer { return nil }, &w.sink)
+			done <- labels.Run(ctx, cfg, &w.gpus, &w.models, whole(t), &w.sink)
 		}()
 		synctest.Wait()
 		test(t, w)
@@ -219,8 +226,7 @@ func TestRunWithoutACache(t *testing.T) {
 		sink := &fakeSink{}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		none := func(*gpu.Snapshot) []resource.Offer { return nil }
-		require.NoError(t, labels.Run(ctx, labels.Config{}, &gpus, nil, none, sink))
+		require.NoError(t, labels.Run(ctx, labels.Config{}, &gpus, nil, whole(t), sink))
 		require.Len(t, sink.sets(), 1)
 	})
 }
