@@ -131,7 +131,8 @@ func sets(n, k int) int {
 	return count
 }
 
-// search is for the best set of some candidates, which go by their place in a list.
+// search is for the best set of some candidates, which go by their place in a list. The sum of the
+// affinities in what is taken is "in"; that of what the others have among them, less a constant, "left".
 type search struct {
 	score [][]int // of each pair
 	taken []int   // of each with all that is picked already
@@ -139,6 +140,7 @@ type search struct {
 	need  int
 
 	chosen           []int
+	gain             [][]int // by how many are chosen: what each candidate adds to "in"
 	best             []int
 	bestIn, bestLeft int
 }
@@ -157,34 +159,40 @@ func newSearch(cs, picked []candidate, need int) *search {
 			s.taken[i] += affinity(c.device(), p.device())
 		}
 	}
+	s.gain = append(s.gain, s.taken)
+	for range need {
+		s.gain = append(s.gain, make([]int, len(cs)))
+	}
 	return s
 }
 
-// all tries every set that goes on from the chosen ones with candidates from next on. in is the sum of
-// affinities in what is taken, left what the others have left among them, less a constant. Sets come in
-// the order of their indexes, so the first of equals is the lowest.
+// all tries every set that goes on from the chosen ones with candidates from next on. Sets come in the
+// order of their indexes, so the first of equals is the lowest.
 func (s *search) all(next, in, left int) {
-	if len(s.chosen) == s.need {
+	depth := len(s.chosen)
+	if depth == s.need {
 		s.offer(in, left)
 		return
 	}
-	for c := next; c <= len(s.taken)-(s.need-len(s.chosen)); c++ {
-		dIn, dLeft := s.delta(c)
-		s.chosen = append(s.chosen, c)
+	for c := next; c <= len(s.taken)-(s.need-depth); c++ {
+		dIn, dLeft := s.choose(c)
 		s.all(c+1, in+dIn, left+dLeft)
-		s.chosen = s.chosen[:len(s.chosen)-1]
+		s.chosen = s.chosen[:depth]
 	}
 }
 
-// delta is what in and left become more by when c joins the chosen. A pair of two chosen ones was taken
-// off left twice.
-func (s *search) delta(c int) (in, left int) {
-	pairs := 0
-	row := s.score[c]
-	for _, o := range s.chosen {
-		pairs += row[o]
+// choose adds c to the chosen, and says what "in" and "left" become more by. A pair of two chosen ones was
+// taken off "left" twice.
+func (s *search) choose(c int) (in, left int) {
+	depth := len(s.chosen)
+	in = s.gain[depth][c]
+	if s.chosen = append(s.chosen, c); len(s.chosen) < s.need {
+		row, before, after := s.score[c], s.gain[depth], s.gain[depth+1]
+		for i := c + 1; i < len(row); i++ { // the chosen come in order
+			after[i] = before[i] + row[i]
+		}
 	}
-	return pairs + s.taken[c], pairs - s.left[c]
+	return in, in - s.taken[c] - s.left[c]
 }
 
 func (s *search) offer(in, left int) {
@@ -220,13 +228,13 @@ func (s *search) climb() {
 	}
 }
 
+// weigh tries one set, which is in order.
 func (s *search) weigh(set []int) {
 	s.chosen = s.chosen[:0]
 	in, left := 0, 0
 	for _, c := range set {
-		dIn, dLeft := s.delta(c)
+		dIn, dLeft := s.choose(c)
 		in, left = in+dIn, left+dLeft
-		s.chosen = append(s.chosen, c)
 	}
 	s.offer(in, left)
 }
