@@ -543,6 +543,23 @@ EXPORT ret nvmlDeviceGetMigDeviceHandleByIndex(device d, unsigned i, device *mig
   *mig = &mig_handles[d->index][i];
   return SUCCESS;
 }
+EXPORT ret nvmlDeviceIsMigDeviceHandle(device d, unsigned *v) { LOOK_MIG; *v = in_mig > 0; return SUCCESS; }
+EXPORT ret nvmlDeviceGetIndex(device d, unsigned *v) { LOOK_MIG; *v = (unsigned)(in_mig ? m.index : d->index); return SUCCESS; }
+EXPORT ret nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device mig, device *d) {
+  if (!mig || !mig->mig) return INVALID_ARGUMENT;
+  *d = &handles[mig->index];
+  return SUCCESS;
+}
+EXPORT ret nvmlDeviceGetHandleByUUID(const char *uuid, device *d) {
+  struct state s;
+  ret r = copy(&s);
+  for (int i = 0; !r && i < s.gpus; i++) {
+    if (!strcmp(s.gpu[i].uuid, uuid)) return nvmlDeviceGetHandleByIndex_v2((unsigned)i, d);
+    for (int j = 0; s.gpu[i].mig > 0 && j < s.migs[i]; j++)
+      if (!strcmp(s.mig[i][j].uuid, uuid)) return nvmlDeviceGetMigDeviceHandleByIndex(&handles[i], (unsigned)s.mig[i][j].index, d);
+  }
+  return r ? r : NOT_FOUND;
+}
 EXPORT ret nvmlDeviceGetGpuInstanceId(device d, unsigned *v) { LOOK_MIG; if (!in_mig) return NOT_SUPPORTED; *v = (unsigned)m.gi; return SUCCESS; }
 EXPORT ret nvmlDeviceGetComputeInstanceId(device d, unsigned *v) { LOOK_MIG; if (!in_mig) return NOT_SUPPORTED; *v = (unsigned)m.ci; return SUCCESS; }
 typedef struct {
