@@ -30,6 +30,9 @@ var allowed = []struct {
 	{"internal/durable", nil, "knows nothing of what it stores", false},
 	{"internal/arch", nil, "looks at all, imports none", false},
 	{"pkg/resource", []string{"pkg/gpu"}, "a pure decision over the hardware", false},
+	{"pkg/ready", []string{"pkg/gpu", "internal/watch"}, "passes the nouns on, and asks parts that it does not know", false},
+	{"pkg/cdi", []string{"pkg/gpu", "internal/durable"}, "a face towards the container runtime", false},
+	{"pkg/cdi/generate", []string{"pkg/cdi"}, "answers what pkg/cdi asks, in a process of its own", false},
 	{"pkg/nvml", []string{"pkg/gpu", "internal/watch"}, "an owner knows its noun and no face", false},
 	{"pkg/cache", []string{"pkg/model", "internal/watch", "internal/durable"}, "an owner knows its noun and no face", false},
 	{"pkg/cache/", []string{"pkg/model", "pkg/cache/source/sourcetest"}, "a source knows the nouns, not who reads it", true},
@@ -45,14 +48,17 @@ var allowed = []struct {
 
 // home names the only packages that may import a heavy module directly.
 var home = map[string][]string{
-	"github.com/NVIDIA/go-nvml":              {"pkg/nvml"},
-	"github.com/prometheus/client_golang":    {"pkg/exporter"},
-	"k8s.io/kubelet/pkg/apis/deviceplugin":   {"pkg/deviceplugin", "pkg/deviceplugin/kubelettest"},
-	"k8s.io/kubelet/pkg/apis/podresources":   {"pkg/kube"},
-	"k8s.io/client-go":                       {"pkg/kube"},
-	"github.com/aws/aws-sdk-go-v2":           {"pkg/cache/source/s3"},
-	"github.com/prometheus/exporter-toolkit": {"cmd/gpu-agent"},
-	"github.com/spf13/cobra":                 {"cmd/gpu-agent"},
+	// In a process there is one owner of the driver's library: pkg/cdi/generate runs in a child.
+	"github.com/NVIDIA/go-nvml":                  {"pkg/nvml", "pkg/cdi/generate"},
+	"github.com/NVIDIA/nvidia-container-toolkit": {"pkg/cdi/generate"},
+	"tags.cncf.io/container-device-interface":    {"pkg/cdi", "pkg/cdi/generate"},
+	"github.com/prometheus/client_golang":        {"pkg/exporter"},
+	"k8s.io/kubelet/pkg/apis/deviceplugin":       {"pkg/deviceplugin", "pkg/deviceplugin/kubelettest"},
+	"k8s.io/kubelet/pkg/apis/podresources":       {"pkg/kube"},
+	"k8s.io/client-go":                           {"pkg/kube"},
+	"github.com/aws/aws-sdk-go-v2":               {"pkg/cache/source/s3"},
+	"github.com/prometheus/exporter-toolkit":     {"cmd/gpu-agent"},
+	"github.com/spf13/cobra":                     {"cmd/gpu-agent"},
 }
 
 type pkg struct {
