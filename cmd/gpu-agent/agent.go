@@ -20,6 +20,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/cdi"
 	"github.com/gpu-agent/gpu-agent/pkg/condition"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin"
@@ -29,6 +30,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/labels"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
+	"github.com/gpu-agent/gpu-agent/pkg/ready"
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
@@ -40,6 +42,8 @@ type agent struct {
 	started time.Time
 
 	monitor *nvml.Monitor
+	gate    *ready.Gate // what everything but the monitor sees of the GPUs
+	specs   *cdi.Writer // nil: off
 	policy  resource.Policy
 	plugin  *deviceplugin.Plugin // nil: off
 	owners  *kube.Owners         // nil: off
@@ -78,6 +82,9 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	if a.policy, err = resource.NewPolicy(c.DevicePlugin.Policy()); err != nil {
 		return nil, usageError{fmt.Errorf("devicePlugin: %w", err)}
 	}
+	if err := a.buildGate(); err != nil {
+		return nil, err
+	}
 	door := kube.Config{
 		NodeName: c.NodeName, Kubeconfig: c.Labels.Kubeconfig, PodResourcesSocket: c.PodResources.Socket,
 		PodResourcesInterval: time.Duration(c.PodResources.Interval), Log: log.With("part", "kube"),
@@ -90,7 +97,7 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 		if a.owners != nil {
 			plugin.Allocated = a.owners.Poke
 		}
-		a.plugin = deviceplugin.New(plugin, a.policy, a.monitor)
+		a.plugin = deviceplugin.New(plugin, a.policy, a.gate)
 	}
 	switch c.Labels.Sink {
 	case "node":
@@ -128,7 +135,7 @@ func (a *agent) buildSources() error {
 }
 
 func (a *agent) buildExporter() (err error) {
-	sources := exporter.Sources{Snapshot: a.monitor.Get, Tasks: a.tasksUp}
+	sources := exporter.Sources{Snapshot: a.gate.Get, Tasks: a.tasksUp}
 	if a.owners != nil {
 		sources.Owners = a.owners.Owners
 	}
@@ -152,6 +159,10 @@ func (a *agent) run(ctx context.Context) error {
 	a.log.Info("gpu-agent", "version", version, "node", a.config.NodeName, "simulated", a.config.NVML.Simulate.On())
 
 	g.Must("nvml", a.monitor.Run)
+	g.Must("ready", a.gate.Run)
+	if a.specs != nil {
+		g.Keep("cdi", a.specs.Run)
+	}
 	if a.plugin != nil {
 		g.Must("deviceplugin", a.plugin.Run)
 	}
@@ -259,13 +270,13 @@ func (a *agent) runLabels(ctx context.Context) error {
 	}
 	return labels.Run(ctx, labels.Config{
 		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
-	}, a.monitor, inventories, a.policy, a.sink)
+	}, a.gate, inventories, a.policy, a.sink)
 }
 
 func (a *agent) runCondition(ctx context.Context) error {
 	return condition.Run(ctx, condition.Config{
 		Condition: a.config.Labels.Condition, Events: a.config.Labels.Events, Log: a.log.With("part", "condition"),
-	}, a.monitor, a.node)
+	}, a.gate, a.node)
 }
 
 func (a *agent) runHTTP(ctx context.Context) error {
@@ -360,7 +371,7 @@ func (a *agent) tasksUp() map[string]bool {
 func (a *agent) pluginStatus() exporter.PluginStatus {
 	s := a.plugin.Status()
 	p := exporter.PluginStatus{Registered: s.Registered, Resource: a.policy.Resource(), Allocations: s.Allocations}
-	for _, offer := range a.policy.Offers(a.monitor.Get()) {
+	for _, offer := range a.policy.Offers(a.gate.Get()) {
 		p.Devices += len(offer.Units)
 		for _, u := range offer.Units {
 			if u.Healthy {
@@ -373,7 +384,7 @@ func (a *agent) pluginStatus() exporter.PluginStatus {
 
 // state is everything that there is to show.
 func (a *agent) state() *state {
-	snapshot := a.monitor.Get()
+	snapshot := a.gate.Get()
 	s := &state{
 		Version: version, Node: a.config.NodeName, Started: a.started, Tasks: a.tasks(),
 		Snapshot: snapshot, Offers: a.policy.Offers(snapshot), Problems: a.policy.Problems(snapshot), Cache: a.inventory.Get(),
@@ -385,6 +396,11 @@ func (a *agent) state() *state {
 		s.Config.Error = strings.ReplaceAll(a.configErr.Error(), "\n", "; ")
 	}
 	a.mu.Unlock()
+	if a.specs != nil {
+		if err := a.specs.Err(); err != nil {
+			s.CDIError = err.Error()
+		}
+	}
 	if a.owners != nil {
 		s.Owners, s.PodsKnown = a.owners.Owners()
 	}

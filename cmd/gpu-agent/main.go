@@ -78,7 +78,7 @@ func command() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
 	})
-	root.AddCommand(runCommand(), statusCommand(), labelsCommand(), devicesCommand(), configCommand(), modelsCommand())
+	root.AddCommand(runCommand(), statusCommand(), labelsCommand(), devicesCommand(), configCommand(), modelsCommand(), cdiCommand())
 	usageErrors(root)
 	return root
 }

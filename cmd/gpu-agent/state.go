@@ -21,6 +21,7 @@ type state struct {
 	Offers   []resource.Offer          `json:"offers"`
 	Problems []string                  `json:"problems,omitempty"` // what of the configuration cannot hold on this node
 	Plugin   *pluginState              `json:"plugin,omitempty"`   // nil: the device plugin is off
+	CDIError string                    `json:"cdiError,omitempty"` // why no CDI specs could be written
 
 	// Owners holds who uses each GPU, as the kubelet says; PodsKnown is false when it does not answer.
 	Owners    map[gpu.UUID][]resource.Owner `json:"owners,omitempty"`
@@ -59,6 +60,9 @@ func (s *state) ready() map[string]string {
 	}
 	if s.Plugin != nil && !s.Plugin.Registered && parts["deviceplugin"] == "" {
 		parts["deviceplugin"] = "not registered with the kubelet: " + s.Plugin.Error
+	}
+	if s.CDIError != "" && parts["cdi"] == "" {
+		parts["cdi"] = s.CDIError
 	}
 	return parts
 }

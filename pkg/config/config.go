@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
 // Reference is the documented configuration with every key at its default.
@@ -26,6 +27,7 @@ type Config struct {
 	Log          Log          `yaml:"log"`
 	NVML         NVML         `yaml:"nvml"`
 	DevicePlugin DevicePlugin `yaml:"devicePlugin"`
+	CDI          CDI          `yaml:"cdi"`
 	Exporter     Exporter     `yaml:"exporter"`
 	HTTP         HTTP         `yaml:"http"`
 	Labels       Labels       `yaml:"labels"`
@@ -172,8 +174,11 @@ func Default() Config {
 			Enabled: true, Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
 			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", DevRoot: "/dev",
 			Resources: Resources{GPUs: []ResourceName{}, MIG: []ResourceName{}}, Include: []string{}, Exclude: []string{},
-			CDIKind: "nvidia.com/gpu", CDIAnnotationPrefix: "cdi.k8s.io/", IMEX: IMEX{ChannelIDs: []int{}},
+			CDIAnnotationPrefix: "cdi.k8s.io/", IMEX: IMEX{ChannelIDs: []int{}},
 			KubeletDir: "/var/lib/kubelet/device-plugins",
+		},
+		CDI: CDI{
+			Dir: "/var/run/cdi", DriverRoot: "/", DriverRootMount: "/driver-root", DisabledHooks: []string{},
 		},
 		Exporter:     Exporter{Schemas: []string{"dcgm", "native"}, XIDHold: Duration(time.Hour)},
 		HTTP:         HTTP{Listen: ":9400", Socket: "/run/gpu-agent/agent.sock"},
@@ -236,8 +241,11 @@ func Parse(name string, data []byte) (Config, error) {
 	return c, c.finish()
 }
 
-// finish fills in what comes from the host.
+// finish fills in what comes from the host and from other keys.
 func (c *Config) finish() error {
+	if c.DevicePlugin.CDIKind == "" && c.CDI.Enabled {
+		c.DevicePlugin.CDIKind = resource.OwnCDIKind
+	}
 	if c.NodeName == "" {
 		c.NodeName = os.Getenv("NODE_NAME")
 	}
@@ -262,6 +270,7 @@ func (c *Config) check(f *file) {
 		c.NVML.Simulate.check(f)
 	}
 	c.checkPlugin(f)
+	c.checkCDI(f)
 	if len(c.Exporter.Schemas) == 0 {
 		f.wrong("exporter.schemas", "want dcgm, native or both, got none")
 	}

@@ -201,10 +201,10 @@ func (m *merge) told(n nvidiaFlags) {
 	}
 	isTrue := func(b *bool) bool { return b != nil && *b }
 	set("flags.failOnInitError", isTrue(n.FailOnInitError), "has no effect: without a driver the agent waits for one, and says so")
-	set("flags.nvidiaDriverRoot", other(n.DriverRoot, "/"), "holds for device nodes alone: name the driver's library with nvml.library")
+	set("flags.nvidiaDriverRoot", other(n.DriverRoot, "/"), "holds for device nodes alone: name the driver's library with nvml.library, and the root for CDI specs with cdi.driverRoot")
 	set("flags.useNodeFeatureAPI", isTrue(n.UseNodeFeatureAPI), "has no effect: labels go to the Node itself, see labels.sink")
-	set("flags.plugin.nvidiaCTKPath", other(n.Plugin.CTKPath, "/usr/bin/nvidia-ctk", "/usr/bin/nvidia-cdi-hook"), "has no effect: CDI specs are the host's own")
-	set("flags.plugin.containerDriverRoot", other(n.Plugin.ContainerDriverRoot, "/driver-root"), "has no effect: name the driver's library with nvml.library")
+	set("flags.plugin.nvidiaCTKPath", other(n.Plugin.CTKPath, "/usr/bin/nvidia-ctk", "/usr/bin/nvidia-cdi-hook"), "has no effect: CDI specs are the host's own, or see cdi.hook")
+	set("flags.plugin.containerDriverRoot", other(n.Plugin.ContainerDriverRoot, "/driver-root"), "has no effect: name the driver's library with nvml.library, and the root for CDI specs with cdi.driverRootMount")
 	set("flags.gfd.oneshot", isTrue(n.GFD.Oneshot), "has no effect: see gpu-agent labels --once")
 	set("flags.gfd.noTimestamp", n.GFD.NoTimestamp != nil && !*n.GFD.NoTimestamp, "has no effect: the label nvidia.com/gfd.timestamp is never set")
 	set("flags.gfd.sleepInterval", n.GFD.SleepInterval != nil, "has no effect: labels follow each change")
@@ -212,7 +212,7 @@ func (m *merge) told(n nvidiaFlags) {
 	set("flags.gfd.machineTypeFile", other(n.GFD.MachineTypeFile, "/sys/class/dmi/id/product_name"), "has no effect: the machine's name is that of /sys/class/dmi/id/product_name")
 	for _, s := range n.Plugin.DeviceListStrategy {
 		if s == resource.CDICRI || s == resource.CDIAnnotations {
-			m.note("flags.plugin.deviceListStrategy", "CDI names are of the kind %s: see devicePlugin.cdiKind", m.plugin.CDIKind)
+			m.note("flags.plugin.deviceListStrategy", "CDI names are of the kind %s: see devicePlugin.cdiKind", cmp.Or(m.plugin.CDIKind, resource.HostCDIKind))
 			break
 		}
 	}
