@@ -122,9 +122,9 @@ func (m simMIG) instances(device uint32, index int, layout []placed) []gpu.Insta
 	var all []gpu.Instance
 	for _, at := range layout {
 		p := simProfiles[at.row]
-		// The driver numbers GPU instances by their part of the memory: 0 the whole, 1 and 2 the halves, 3 to 6
-		// the quarters, 7 to 14 the eighths.
-		gi := 1<<(3-p.size) - 1 + at.start>>p.size
+		// The driver numbers GPU instances by their part of the memory, the upper half first: 0 the whole, 1 and
+		// 2 the halves, 3 to 6 the quarters, 7 to 14 the eighths (nvidia-smi mig -lgi).
+		gi := 1<<(3-p.size) - 1 + (at.start+4)%8>>p.size
 		// It gives each GPU 15 GPU instances, each with a node and one for each of 8 compute instances,
 		// after the two nodes of the whole.
 		minor := 3 + index*15*9 + gi*9

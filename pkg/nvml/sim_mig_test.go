@@ -89,14 +89,14 @@ func TestSimulatedMIGIsWhatTheBoardCanDo(t *testing.T) {
 		}
 		require.Equal(t, used, *s.Devices[0].Stats.MemoryUsed)
 		require.Equal(t, gpu.Instance{
-			UUID: "MIG-23300000-5140-4000-8000-000000020004", GI: 2, Profile: "3g.40gb", Memory: 40448 << 20, GIMinor: 21, CIMinor: 22,
+			UUID: "MIG-23300000-5140-4000-8000-000000010004", GI: 1, Profile: "3g.40gb", Memory: 40448 << 20, GIMinor: 12, CIMinor: 13,
 			Multiprocessors: 60, GISlices: 3, CISlices: 3, Engines: gpu.Engines{Copy: 3, Decoder: 3, JPEG: 3},
 		}, in[0])
 		var ids []string
 		for _, i := range in {
 			ids = append(ids, fmt.Sprintf("%d %d %s", i.Index, i.GI, i.Profile))
 		}
-		require.Equal(t, []string{"0 2 3g.40gb", "1 3 2g.20gb", "2 9 1g.10gb+me", "3 10 1g.10gb"}, ids)
+		require.Equal(t, []string{"0 1 3g.40gb", "1 5 2g.20gb", "2 13 1g.10gb+me", "3 14 1g.10gb"}, ids)
 	})
 }
 
