@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -368,18 +369,28 @@ func (a *agent) tasksUp() map[string]bool {
 	return up
 }
 
+// pluginStatus has a row for each resource that is offered or registered. Before there is any, the one that
+// the node should have is not registered.
 func (a *agent) pluginStatus() exporter.PluginStatus {
 	s := a.plugin.Status()
-	p := exporter.PluginStatus{Registered: s.Registered, Resource: a.policy.Resource(), Allocations: s.Allocations}
+	rows := map[string]exporter.ResourceStatus{}
+	for _, e := range s.Endpoints {
+		rows[e.Resource] = exporter.ResourceStatus{Resource: e.Resource, Registered: true}
+	}
 	for _, offer := range a.policy.Offers(a.gate.Get()) {
-		p.Devices += len(offer.Units)
+		r := rows[offer.Resource]
+		r.Resource, r.Devices = offer.Resource, len(offer.Units)
 		for _, u := range offer.Units {
 			if u.Healthy {
-				p.Healthy++
+				r.Healthy++
 			}
 		}
+		rows[r.Resource] = r
 	}
-	return p
+	if name := a.policy.Resource(); len(rows) == 0 {
+		rows[name] = exporter.ResourceStatus{Resource: name}
+	}
+	return exporter.PluginStatus{Allocations: s.Allocations, Resources: slices.Collect(maps.Values(rows))}
 }
 
 // state is everything that there is to show.

@@ -36,21 +36,28 @@ func agentFamilies() []family[*node] {
 				}
 			}},
 		{name: "gpu_agent_plugin_registered", kind: gauge, unit: "0 or 1", labels: []string{"resource"}, help: "1 if the kubelet listens to the device plugin.",
-			read: plugin(func(p PluginStatus, to emit) { to(oneIf(p.Registered), p.Resource) })},
+			read: resources(func(r ResourceStatus, to emit) { to(oneIf(r.Registered), r.Resource) })},
 		{name: "gpu_agent_devices", kind: gauge, unit: "1", labels: []string{"resource", "health"}, help: "Devices that the kubelet is offered, healthy and unhealthy.",
-			read: plugin(func(p PluginStatus, to emit) {
-				to(float64(p.Healthy), p.Resource, "healthy")
-				to(float64(p.Devices-p.Healthy), p.Resource, "unhealthy")
+			read: resources(func(r ResourceStatus, to emit) {
+				to(float64(r.Healthy), r.Resource, "healthy")
+				to(float64(r.Devices-r.Healthy), r.Resource, "unhealthy")
 			})},
-		{name: "gpu_agent_allocations_total", kind: counter, unit: "1", labels: []string{"resource"}, help: "Allocations answered since the agent started.",
-			read: plugin(func(p PluginStatus, to emit) { to(float64(p.Allocations), p.Resource) })},
+		{name: "gpu_agent_allocations_total", kind: counter, unit: "1", help: "Containers that were given devices since the agent started.",
+			read: func(n *node, to emit) {
+				if n.plugin != nil {
+					to(float64(n.plugin.Allocations))
+				}
+			}},
 	}
 }
 
-func plugin(of func(PluginStatus, emit)) read[*node] {
+func resources(of func(ResourceStatus, emit)) read[*node] {
 	return func(n *node, to emit) {
-		if n.plugin != nil && n.plugin.Resource != "" {
-			of(*n.plugin, to)
+		if n.plugin == nil {
+			return
+		}
+		for _, r := range n.plugin.Resources {
+			of(r, to)
 		}
 	}
 }

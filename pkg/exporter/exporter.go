@@ -63,11 +63,16 @@ type Sources struct {
 
 // PluginStatus is how the device plugin stands with the kubelet.
 type PluginStatus struct {
-	Registered  bool   // the kubelet accepted the resource and its stream is open
-	Resource    string // "nvidia.com/gpu"; empty before it is known
-	Devices     int    // units on offer, healthy or not
-	Healthy     int    // units that the kubelet may give away
-	Allocations uint64 // Allocate calls answered since the agent started
+	Resources   []ResourceStatus
+	Allocations uint64 // containers answered by Allocate since the agent started
+}
+
+// ResourceStatus is one resource that the device plugin offers.
+type ResourceStatus struct {
+	Resource   string // "nvidia.com/gpu"
+	Registered bool   // the kubelet accepted it and its stream is open
+	Devices    int    // units on offer, healthy or not
+	Healthy    int    // units that the kubelet may give away
 }
 
 // Collector is a prometheus.Collector over the Sources. It keeps no state between scrapes and is

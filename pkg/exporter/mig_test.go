@@ -27,7 +27,11 @@ func TestScrapeOfASplitGPUIsTheGoldenPage(t *testing.T) {
 }
 
 func TestASplitGPUHasARowForEachGPUInstance(t *testing.T) {
-	text := scrape(t, collector(t, split(), Config{}))
+	w := split()
+	rate := uint64(1 << 20)
+	w.snapshot.Devices[1].Stats.PCIeTransmitPerSec = &rate
+	text := scrape(t, collector(t, w, Config{}))
+	require.Empty(t, lines(text, "DCGM_FI_PROF_PCIE_TX_BYTES"), "GPM does not count PCIe by instance")
 	const first, second = `GPU_I_ID="2"`, `GPU_I_ID="7"`
 	require.Len(t, lines(text, "DCGM_FI_DEV_POWER_USAGE", `gpu="0"`), 1)
 	require.Empty(t, lines(text, "DCGM_FI_DEV_POWER_USAGE", `gpu="0"`, "GPU_I_"))
