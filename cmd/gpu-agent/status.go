@@ -92,6 +92,13 @@ func (s *state) printDevice(w io.Writer, d *gpu.Device) {
 		health = fmt.Sprintf("%s since %s: %s; needs %s", d.Health.Reason, formatAge(d.Health.Since), d.Health.Text, d.Health.Needs)
 	}
 	fmt.Fprintf(w, "%d\t%s\t%s\t%s / %s\t%s\t%s\t%s\t%s\n", d.Index, d.UUID, d.Name, used, formatBytes(d.Memory), util, temp, health, s.Holders(d.UUID))
+	for _, in := range d.Instances {
+		used := "-"
+		if in.Stats != nil {
+			used = formatBytes(in.Stats.MemoryUsed)
+		}
+		fmt.Fprintf(w, "%d:%d\t%s\tMIG %s\t%s / %s\t-\t-\t\t%s\n", d.Index, in.Index, in.UUID, in.Profile, used, formatBytes(in.Memory), s.Holders(in.UUID))
+	}
 }
 
 func printJSON(w io.Writer, v any) error {
