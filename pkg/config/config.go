@@ -5,9 +5,13 @@ package config
 import (
 	_ "embed"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -227,12 +231,11 @@ func Parse(name string, data []byte) (Config, error) {
 		return c, c.finish()
 	}
 	f.header(root)
-	f.strict(data, &struct {
+	if f.strict(data, &struct {
 		APIVersion string `yaml:"apiVersion"`
 		Kind       string `yaml:"kind"`
 		*Config    `yaml:",inline"`
-	}{Config: &c})
-	if len(f.found) == 0 {
+	}{Config: &c}) {
 		c.check(f)
 	}
 	if err := f.err(); err != nil {
@@ -269,6 +272,10 @@ func (c *Config) check(f *file) {
 	if c.NVML.Simulate.On() {
 		c.NVML.Simulate.check(f)
 	}
+	if c.NVML.Library != "" && c.NVML.Simulate.On() {
+		f.wrong("nvml.library", "a simulation loads no library: remove this or nvml.simulate")
+	}
+	c.checkPlaces(f)
 	c.checkPlugin(f)
 	c.checkCDI(f)
 	if len(c.Exporter.Schemas) == 0 {
@@ -306,6 +313,9 @@ var schemes = []string{"https", "http", "s3"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)
+	if filepath.Clean(c.Root) == "/" {
+		f.wrong("cache.root", "want a directory of its own, such as /var/lib/gpu-agent, got %q", c.Root)
+	}
 	if c.Streams < 1 || c.Streams > 256 {
 		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)
 	}
@@ -334,5 +344,28 @@ func (c *Cache) check(f *file) {
 func (f *file) absolute(path, value string) {
 	if !filepath.IsAbs(value) {
 		f.wrong(path, "want an absolute path, got %q", value)
+	}
+}
+
+// hostName is what the API server accepts as the name of a Node (RFC 1123 subdomain).
+var hostName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+
+// checkPlaces checks what names a place: the node, addresses, sockets.
+func (c *Config) checkPlaces(f *file) {
+	if c.NodeName != "" && !hostName.MatchString(c.NodeName) {
+		f.wrong("nodeName", "want the name of a Node: a-z 0-9 - . and at most 253 of them, got %q", c.NodeName)
+	}
+	if _, port, err := net.SplitHostPort(c.HTTP.Listen); err != nil {
+		f.wrong("http.listen", "want [address]:port, such as :9400, got %q", c.HTTP.Listen)
+	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		f.wrong("http.listen", "want a port number of 0 to 65535, got %q", port)
+	}
+	f.absolute("http.socket", c.HTTP.Socket)
+	f.absolute("podResources.socket", c.PodResources.Socket)
+	if e := c.Cache.Sources.S3.Endpoint; e != "" {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+			f.wrong("cache.sources.s3.endpoint", "want http(s)://host[:port] without credentials, such as https://minio.example:9000")
+		}
 	}
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -28,21 +29,30 @@ func (e Errors) Error() string { return strings.Join(e, "\n") }
 type file struct {
 	name  string
 	lines map[string]int // of each path, such as "cache.models[1].name"
-	at    map[int]string // the last path on a line
+	nodes []place        // in the order of the file
 	found []problem
 
 	unknown string // what is said of a key that there is not
 }
 
+// place is where one value stands. Several may share a line.
+type place struct {
+	path         string
+	line, column int
+	value        string // of a scalar
+	key          bool   // it is the key of path, not its value
+}
+
 type problem struct {
 	line int
+	path string
 	text string
 }
 
 // open reads where everything stands. The error is an Errors.
 func open(name string, data []byte, atLeast string) (*file, *yaml.Node, error) {
 	f := &file{
-		name: name, lines: map[string]int{}, at: map[int]string{},
+		name: name, lines: map[string]int{},
 		unknown: "unknown key: see the reference for those that there are",
 	}
 	var root yaml.Node
@@ -51,22 +61,44 @@ func open(name string, data []byte, atLeast string) (*file, *yaml.Node, error) {
 	case errors.Is(err, io.EOF):
 		return nil, nil, Errors{fmt.Sprintf("%s: empty: want at least %s", name, atLeast)}
 	case err != nil:
-		return nil, nil, Errors{fmt.Sprintf("%s: %v", name, err)}
+		return nil, nil, Errors{syntax(name, err)}
 	}
-	if dec.Decode(new(yaml.Node)) == nil {
+	switch err := dec.Decode(new(yaml.Node)); {
+	case err == nil:
 		return nil, nil, Errors{fmt.Sprintf("%s: holds more than one YAML document: want one", name)}
+	case !errors.Is(err, io.EOF):
+		return nil, nil, Errors{syntax(name, err)}
 	}
 	f.index("", root.Content[0])
 	return f, root.Content[0], nil
 }
 
-// strict decodes data over what is in into. What is wrong is in f.found.
-func (f *file) strict(data []byte, into any) {
+// strict decodes data over what is in into. What is wrong is in f.found; what did not parse keeps its value,
+// so that the rest can still be checked. It reports whether anything was decoded at all.
+func (f *file) strict(data []byte, into any) bool {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
-	if err := dec.Decode(into); err != nil {
-		f.add(err)
+	err := dec.Decode(into)
+	if err == nil {
+		return true
 	}
+	f.add(err)
+	return errors.As(err, new(*yaml.TypeError))
+}
+
+var syntaxForm = regexp.MustCompile(`^yaml: line (\d+): (.*)$`)
+
+// syntax is the line for a file that is no YAML.
+func syntax(name string, err error) string {
+	m := syntaxForm.FindStringSubmatch(err.Error())
+	if m == nil {
+		return fmt.Sprintf("%s: %v", name, err)
+	}
+	text := m[2]
+	if strings.Contains(text, "cannot start any token") {
+		text += ": indent with blanks, not with tabs, and quote a value that starts with @ or `"
+	}
+	return fmt.Sprintf("%s:%s: not YAML: %s", name, m[1], text)
 }
 
 // header checks the two lines that every file has.
@@ -85,15 +117,17 @@ func (f *file) header(root *yaml.Node) {
 
 func (f *file) index(path string, n *yaml.Node) {
 	if path != "" {
-		f.note(path, n.Line)
+		f.lines[path] = n.Line
+		f.nodes = append(f.nodes, place{path: path, line: n.Line, column: n.Column, value: n.Value})
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key := n.Content[i]
 			sub := strings.TrimPrefix(path+"."+key.Value, ".")
+			f.nodes = append(f.nodes, place{path: sub, line: key.Line, column: key.Column, value: key.Value, key: true})
 			f.index(sub, n.Content[i+1])
-			f.note(sub, key.Line)
+			f.lines[sub] = key.Line
 		}
 	case yaml.SequenceNode:
 		for i, item := range n.Content {
@@ -102,17 +136,22 @@ func (f *file) index(path string, n *yaml.Node) {
 	}
 }
 
-func (f *file) note(path string, line int) {
-	f.lines[path] = line
-	// The outermost key of a line is noted last; the innermost is the one that a message is about.
-	if len(path) > len(f.at[line]) {
-		f.at[line] = path
+// pathAt is the path of the first value or key on a line for which ok; "" when there is none.
+func (f *file) pathAt(line int, ok func(place) bool) string {
+	for _, n := range f.nodes {
+		if n.line == line && ok(n) {
+			return n.path
+		}
 	}
+	return ""
 }
 
-// wrong records that the value at path is not what it should be.
+// wrong records that the value at path is not what it should be, unless it did not even parse.
 func (f *file) wrong(path, format string, args ...any) {
-	f.found = append(f.found, problem{f.line(path), path + ": " + fmt.Sprintf(format, args...)})
+	if slices.ContainsFunc(f.found, func(p problem) bool { return p.path == path }) {
+		return
+	}
+	f.found = append(f.found, problem{f.line(path), path, fmt.Sprintf(format, args...)})
 }
 
 // line is where the key is, or the innermost of its parents that is there.
@@ -141,7 +180,7 @@ func (f *file) atLeast(path string, value Duration, low time.Duration) {
 }
 
 var (
-	lineForm    = regexp.MustCompile(`^line (\d+): (.*)$`)
+	lineForm    = regexp.MustCompile(`^line (\d+)(?: column (\d+))?: (.*)$`)
 	unknownForm = regexp.MustCompile(`^field (\S+) not found in type .*$`)
 	twiceForm   = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
 	typeForm    = regexp.MustCompile("^cannot unmarshal !!(\\w+) (`[^`]*` )?into (.*)$")
@@ -151,28 +190,40 @@ var (
 func (f *file) add(err error) {
 	var types *yaml.TypeError
 	if !errors.As(err, &types) {
-		f.found = append(f.found, problem{0, err.Error()})
+		f.found = append(f.found, problem{0, "", err.Error()})
 		return
 	}
 	for _, msg := range types.Errors {
-		line, text := 0, msg
-		if m := lineForm.FindStringSubmatch(msg); m != nil {
-			line, _ = strconv.Atoi(m[1])
-			text = m[2]
-		}
-		path := f.at[line]
-		if m := unknownForm.FindStringSubmatch(text); m != nil {
-			text = f.unknown
-			if path == "" || !strings.HasSuffix(path, m[1]) {
-				path = m[1]
-			}
-		} else if m := twiceForm.FindStringSubmatch(text); m != nil {
-			path, text = m[1], "given twice, first on line "+m[2]
-		} else if m := typeForm.FindStringSubmatch(text); m != nil {
-			text = fmt.Sprintf("want %s, got %s%s", plainType(m[3]), m[1], strings.TrimRight(" "+m[2], " "))
-		}
-		f.found = append(f.found, problem{line, strings.TrimPrefix(path+": "+text, ": ")})
+		f.found = append(f.found, f.problem(msg))
 	}
+}
+
+// problem finds the place of one message. The decoder names the line alone: on one with several keys the
+// offending text tells them apart.
+func (f *file) problem(msg string) problem {
+	m := lineForm.FindStringSubmatch(msg)
+	if m == nil {
+		return problem{0, "", msg}
+	}
+	line, _ := strconv.Atoi(m[1])
+	column, _ := strconv.Atoi(m[2]) // 0: not told
+	text := m[3]
+	if u := unknownForm.FindStringSubmatch(text); u != nil {
+		path := f.pathAt(line, func(n place) bool { return n.key && n.value == u[1] })
+		return problem{line, cmp.Or(path, u[1]), f.unknown}
+	}
+	if t := twiceForm.FindStringSubmatch(text); t != nil {
+		return problem{line, t[1], "given twice, first on line " + t[2]}
+	}
+	if t := typeForm.FindStringSubmatch(text); t != nil {
+		shown := strings.Trim(strings.TrimSpace(t[2]), "`")
+		prefix, cut := strings.CutSuffix(shown, "...") // the decoder's, of more than ten characters
+		path := f.pathAt(line, func(n place) bool {
+			return !n.key && (n.value == shown || cut && len(n.value) > 10 && strings.HasPrefix(n.value, prefix))
+		})
+		return problem{line, path, fmt.Sprintf("want %s, got %s%s", plainType(t[3]), t[1], strings.TrimRight(" "+t[2], " "))}
+	}
+	return problem{line, f.pathAt(line, func(n place) bool { return !n.key && n.column == column }), text}
 }
 
 func plainType(goType string) string {
@@ -200,6 +251,9 @@ func (f *file) err() error {
 		at := f.name
 		if p.line > 0 {
 			at += ":" + strconv.Itoa(p.line)
+		}
+		if p.path != "" {
+			at += ": " + p.path
 		}
 		all = append(all, at+": "+p.text)
 	}

@@ -42,10 +42,11 @@ func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
 	if err != nil || n.Kind != yaml.ScalarNode {
 		return bad(n, "want a size such as 500Gi or 2T, got %q", n.Value)
 	}
-	if q.Sign() <= 0 || q.Value() == math.MaxInt64 {
-		return bad(n, "want a size above 0 and below 8Ei, got %q", n.Value)
+	size, whole := q.AsInt64()
+	if !whole || size <= 0 || size == math.MaxInt64 { // 5m is five thousandths of a byte
+		return bad(n, "want a size of whole bytes above 0 and below 8Ei, got %q", n.Value)
 	}
-	*b = Bytes(q.Value())
+	*b = Bytes(size)
 	return nil
 }
 
@@ -80,5 +81,5 @@ func (s SourceURL) MarshalYAML() (any, error) {
 
 // bad is an error that the decoder collects with the others instead of stopping at it.
 func bad(n *yaml.Node, format string, args ...any) error {
-	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %s", n.Line, fmt.Sprintf(format, args...))}}
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d column %d: %s", n.Line, n.Column, fmt.Sprintf(format, args...))}}
 }
