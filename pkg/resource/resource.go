@@ -52,25 +52,27 @@ func share(of gpu.UUID, n int) ID { return ID(string(of) + shareSeparator + strc
 
 // A Unit is one thing that the kubelet can give to one container.
 type Unit struct {
-	ID       ID
-	Device   gpu.UUID // the physical GPU, whose health is the unit's
-	Instance gpu.UUID // the MIG instance; "" for a GPU and its shares
-	Healthy  bool
-	Reason   string // why not, for people; empty when healthy
-	NUMANode int    // -1 when the platform names none
+	ID       ID       `json:"id"`
+	Device   gpu.UUID `json:"device"`             // the physical GPU, whose health is the unit's
+	Instance gpu.UUID `json:"instance,omitempty"` // the MIG instance; "" for a GPU and its shares
+	Healthy  bool     `json:"healthy"`
+	Reason   string   `json:"reason,omitempty"` // why not, for people; empty when healthy
+	NUMANode int      `json:"numaNode"`         // -1 when the platform names none
 }
 
 // An Offer is all units of one resource, in the order of their GPUs' indexes.
 type Offer struct {
-	Resource string // "nvidia.com/gpu"
-	Units    []Unit
-	Sharing  string // TimeSliced or ByMPS where some of the units are shares; else ""
-	Renamed  bool   // the shares go by another name than their GPUs would whole
+	Resource string `json:"resource"` // "nvidia.com/gpu"
+	Units    []Unit `json:"units"`
+	Sharing  string `json:"sharing,omitempty"` // TimeSliced or ByMPS where some of the units are shares; else ""
+	Renamed  bool   `json:"renamed,omitempty"` // the shares go by another name than their GPUs would whole
 }
 
 // Owner is the container that holds a unit.
 type Owner struct {
-	Namespace, Pod, Container string
+	Namespace string `json:"namespace"`
+	Pod       string `json:"pod"`
+	Container string `json:"container"`
 }
 
 // Edits are what a container gets with its units.
