@@ -111,13 +111,14 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// fromEnvironment sets each flag that was not given from its GPU_AGENT_ variable.
+// fromEnvironment sets each flag that was not given from its GPU_AGENT_ variable; an empty one is none, as
+// manifests leave them.
 func fromEnvironment(flags *pflag.FlagSet) error {
 	var wrong error
 	flags.VisitAll(func(f *pflag.Flag) {
 		name := "GPU_AGENT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		value, set := os.LookupEnv(name)
-		if !set || f.Changed || f.Name == "help" || f.Name == "version" {
+		value := os.Getenv(name)
+		if value == "" || f.Changed || f.Name == "help" || f.Name == "version" {
 			return
 		}
 		if err := flags.Set(f.Name, value); err != nil && wrong == nil {

@@ -58,6 +58,9 @@ func (s *state) ready() map[string]string {
 			parts[name] = "not running"
 		}
 	}
+	if _, asked := s.Tasks["pods"]; asked && !s.PodsKnown && parts["pods"] == "" {
+		parts["pods"] = "the kubelet does not say which pod holds which GPU: see podResources.socket"
+	}
 	if s.Plugin != nil && !s.Plugin.Registered && parts["deviceplugin"] == "" {
 		parts["deviceplugin"] = "not registered with the kubelet: " + s.Plugin.Error
 	}
