@@ -227,11 +227,13 @@ func (a *agent) runCache(ctx context.Context) error {
 }
 
 // want tells the cache of an edited list of models.
-func (a *agent) want(c config.Config) {
+func (a *agent) want(models []model.Spec) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.config.Cache.Models = c.Cache.Models
-	a.models = c.Cache.Specs()
+	if slices.Equal(a.models, models) {
+		return
+	}
+	a.models = models
 	if opened := a.cache.Load(); opened != nil {
 		opened.Want(a.models)
 	}
@@ -303,9 +305,6 @@ func (a *agent) runSocket(ctx context.Context) error {
 		_ = conn.Close()
 		return fmt.Errorf("http.socket: another agent answers on %s: stop it, or give this one another path", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("http.socket: %w", err)
-	}
 	l, err := listenPrivate(ctx, path)
 	if err != nil {
 		return fmt.Errorf("http.socket: %w", err)
@@ -317,8 +316,10 @@ func (a *agent) runSocket(ctx context.Context) error {
 // somebody else could connect.
 func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
 	fresh := path + ".new"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	for _, old := range []string{path, fresh} {
+		if err := removeSocket(old); err != nil {
+			return nil, err
+		}
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", fresh)
 	if err != nil {
@@ -333,6 +334,20 @@ func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return &socket{Listener: l, path: path}, nil
+}
+
+// removeSocket removes what a killed agent left, and nothing that is not a socket.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("%s is there and is no socket: remove it, or name another path", path)
+	}
+	return os.Remove(path)
 }
 
 // socket removes its file when it is closed.

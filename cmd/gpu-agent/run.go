@@ -29,9 +29,11 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log := newLog(c.Log, cmd.ErrOrStderr())
-			klog.SetLogger(logr.FromSlogHandler(log.Handler()))
-			return runAgent(cmd.Context(), c, &flags, log)
+			klog.SetLogger(logr.FromSlogHandler(newLog(c.Log, cmd.ErrOrStderr()).Handler()))
+			build := func(c config.Config) (*agent, error) {
+				return newAgent(c, flags.file, newLog(c.Log, cmd.ErrOrStderr()))
+			}
+			return runAgent(cmd.Context(), c, flags.load, build)
 		},
 	}
 	flags.add(cmd)
@@ -48,60 +50,64 @@ func newLog(c config.Log, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
-// runAgent runs the agent, and builds it anew when an edit of the file asks for more than other models.
-func runAgent(ctx context.Context, c config.Config, flags *configFlags, log *slog.Logger) error {
-	for {
-		for _, note := range c.Notes {
-			log.Info("configuration", "note", note)
+// runAgent runs the agent, and another one in its place when an edit of the file asks for more than other
+// models.
+func runAgent(ctx context.Context, c config.Config, load func() (config.Config, error), build func(config.Config) (*agent, error)) error {
+	a, err := build(c)
+	for err == nil && ctx.Err() == nil {
+		for _, note := range a.config.Notes {
+			a.log.Info("configuration", "note", note)
 		}
-		next, err := runEdition(ctx, c, flags, log)
-		if err != nil || ctx.Err() != nil {
-			return err
-		}
-		log.Info("configuration changed: the parts start again", "file", flags.file)
-		c = next
+		a, err = a.runEdition(ctx, func() (*agent, error) { return a.edited(load, build) })
 	}
+	return err
 }
 
-// runEdition runs one configuration until ctx is done or an edit asks for another one; it returns that edit.
-func runEdition(ctx context.Context, c config.Config, flags *configFlags, log *slog.Logger) (config.Config, error) {
-	edits, err := watchFiles(log, flags.file, c.DevicePlugin.NVIDIAConfig)
+// runEdition runs the agent until ctx is done or an edit asks for another one, which it returns. edited takes
+// an edit over; it returns nil where this agent goes on.
+func (a *agent) runEdition(ctx context.Context, edited func() (*agent, error)) (*agent, error) {
+	edits, err := watchFiles(a.log, a.file, a.config.DevicePlugin.NVIDIAConfig)
 	if err != nil {
-		return config.Config{}, err
+		return nil, err
 	}
 	defer edits.close()
-	a, err := newAgent(c, flags.file, log)
-	if err != nil {
-		return config.Config{}, err
-	}
-	return a.runUntilEdited(ctx, edits.changed, flags.load)
-}
-
-// runUntilEdited runs the agent until ctx is done or an edit asks for another one; it returns that edit.
-func (a *agent) runUntilEdited(ctx context.Context, changed <-chan struct{}, load func() (config.Config, error)) (config.Config, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- a.run(ctx) }()
-	for {
-		select {
-		case err := <-ended:
-			return config.Config{}, err
-		case <-changed:
+	for look := true; ; look = false {
+		if !look { // the first look is at what was edited before the watch began
+			select {
+			case err := <-ended:
+				return nil, err
+			case <-edits.changed:
+			}
 		}
-		next, err := load()
-		a.configError(err)
+		next, err := edited()
 		if err != nil {
 			a.log.Error("the edited configuration is not in force", "error", err)
-			continue
 		}
-		if sameButModels(a.config, next) {
-			a.want(next)
-			continue
+		a.configError(err)
+		if next != nil {
+			a.log.Info("configuration changed: the parts start again", "file", a.file)
+			stop()
+			return next, <-ended
 		}
-		stop()
-		return next, <-ended
 	}
+}
+
+// edited takes over an edit of the files, or builds the agent that it asks for. An edit that cannot be read
+// or built changes nothing.
+func (a *agent) edited(load func() (config.Config, error), build func(config.Config) (*agent, error)) (*agent, error) {
+	c, err := load()
+	if err != nil {
+		return nil, err
+	}
+	if !sameButModels(a.config, c) {
+		return build(c)
+	}
+	a.want(c.Cache.Specs())
+	return nil, nil
 }
 
 // sameButModels reports whether two configurations differ at most in the list of models.
