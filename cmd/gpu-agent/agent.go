@@ -416,6 +416,9 @@ func (a *agent) state() *state {
 		Snapshot: snapshot, Offers: a.policy.Offers(snapshot), Problems: a.policy.Problems(snapshot), Cache: a.inventory.Get(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
 	}
+	if opened := a.cache.Load(); opened != nil {
+		s.Cache = opened.Get() // a caller who just asked for a model must find it: the relay may be a moment late
+	}
 	a.mu.Lock()
 	s.Config.File = a.file
 	if a.configErr != nil {
