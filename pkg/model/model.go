@@ -185,6 +185,25 @@ type Status struct {
 	Wanted   bool      `json:"wanted"` // by the config, not only by a command
 	LastUse  time.Time `json:"lastUse,omitzero"`
 	RetryAt  time.Time `json:"retryAt,omitzero"`
+	Final    bool      `json:"final,omitempty"` // Reason is nothing that trying again can help
+
+	// Asked is the number of the newest Pull of this model, 0 where there was none since the agent
+	// started. Answered is the Pull whose outcome is shown: ready where Reason is "", else failed with it.
+	// While Answered is less than Asked, the newest Pull has not come to an end.
+	Asked    int64 `json:"asked,omitempty"`
+	Answered int64 `json:"answered,omitempty"`
+
+	// Update is the look at the origin, and what comes of it, while the state is Ready: what is visible
+	// stays so until the new revision is complete. nil while nothing newer is looked for. Reason then
+	// says why the last look came to nothing.
+	Update *Update `json:"update,omitempty"`
+}
+
+// Update is a revision that is to replace a visible one.
+type Update struct {
+	Revision string `json:"revision,omitempty"` // "" until the origin has said what it has
+	Size     int64  `json:"size"`               // bytes, 0 until then
+	Done     int64  `json:"done"`               // bytes on disk
 }
 
 // Inventory is what the cache holds at one moment. Immutable.

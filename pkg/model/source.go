@@ -1,9 +1,15 @@
 package model
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Error is a failure of an origin or of a model's content that a person can act on.
@@ -45,4 +51,59 @@ func RetryAfter(err error) time.Duration {
 		return e.RetryAfter
 	}
 	return 0
+}
+
+// maxText bounds what of an origin's words is shown, in bytes.
+const maxText = 1000
+
+// Printable is text for a terminal, a log or a page: what an origin puts into its answers may be an
+// escape sequence. Control characters (C0, DEL, C1), those that turn the direction of writing and what
+// is not UTF-8 become spaces or U+FFFD, and what is too long is cut.
+func Printable(text string) string {
+	cut := ""
+	if len(text) > maxText {
+		text, cut = strings.ToValidUTF8(text[:maxText], ""), "…"
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n', r == '\t', r == '\r':
+			return ' '
+		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r), r == '\u2028', r == '\u2029':
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text) + cut
+}
+
+// NetworkError is what may be told of a request that got no answer. Errors of net/http repeat addresses,
+// with queries that may be signatures, and what a server sent: only the kinds whose text is known to
+// hold neither pass. The others become one that says so.
+func NetworkError(err error) error {
+	for _, sentinel := range []error{io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, sentinel) {
+			return errors.New("the connection ended in the middle of an answer")
+		}
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[x509.SystemRootsError](err); ok {
+		return e
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return errors.New("the server does not speak TLS on this port")
+	}
+	if e, ok := errors.AsType[tls.AlertError](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		return errors.New("no answer in time")
+	}
+	return errors.New("the server's answer, or the address it redirects to, is not valid HTTP")
 }

@@ -203,5 +203,5 @@ func sendError(u *url.URL, err error) error {
 		return &model.Error{Reason: "Untrusted", Final: true, Err: err,
 			Text: fmt.Sprintf("%s: the server's certificate is not trusted: correct it, or name its CA file in the config", bare(u))}
 	}
-	return &model.Error{Reason: "Unreachable", Text: bare(u), Err: err}
+	return &model.Error{Reason: "Unreachable", Text: bare(u), Err: model.NetworkError(err)}
 }

@@ -70,7 +70,15 @@ func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 		"redirect for ever": {func(w nethttp.ResponseWriter, r *nethttp.Request) {
 			nethttp.Redirect(w, r, "/again?sig=SECRET", nethttp.StatusFound)
 		}, "TooManyRedirects", true, ""},
-		"redirect off http": {answer(302, "", "Location: ftp://example.com/?sig=SECRET"), "UnknownScheme", true, ""},
+		"a reason phrase of its own": {func(w nethttp.ResponseWriter, _ *nethttp.Request) {
+			conn, _, err := w.(nethttp.Hijacker).Hijack()
+			if err == nil {
+				_, _ = io.WriteString(conn, "HTTP/1.1 404 \x1b[31mPWNED\r\nContent-Length: 0\r\n\r\n")
+				conn.Close()
+			}
+		}, "NotFound", true, "404 Not Found"},
+		"a redirect to nowhere": {answer(302, "", "Location: http://h:bad/?sig=SECRET"), "Unreachable", false, "not valid HTTP"},
+		"redirect off http":     {answer(302, "", "Location: ftp://example.com/?sig=SECRET"), "UnknownScheme", true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -83,6 +91,7 @@ func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
 			require.NotContains(t, err.Error(), "SECRET", "the query may be a signature")
+			require.NotContains(t, err.Error(), "\x1b", "it ends up on terminals")
 			if c.reason == "Throttled" {
 				var e *model.Error
 				require.ErrorAs(t, err, &e)

@@ -148,7 +148,8 @@ func (s *Source) do(req *http.Request) (*http.Response, error) {
 
 // statusError says what a status other than the wanted one means.
 func statusError(u *url.URL, resp *http.Response) error {
-	e := &model.Error{Text: fmt.Sprintf("%s: %s", bare(u), resp.Status)}
+	status := statusText(resp)
+	e := &model.Error{Text: fmt.Sprintf("%s: %s", bare(u), status)}
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound, code == http.StatusGone:
 		e.Reason, e.Final = "NotFound", true
@@ -159,9 +160,9 @@ func statusError(u *url.URL, resp *http.Response) error {
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
 		e.Reason, e.RetryAfter = "Throttled", retryAfter(resp.Header)
 	case code == http.StatusPreconditionFailed:
-		return changed(u, resp.Status)
+		return changed(u, status)
 	case code == http.StatusRequestedRangeNotSatisfiable:
-		return changed(u, resp.Status+": it is shorter than it was")
+		return changed(u, status+": it is shorter than it was")
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooEarly:
 		e.Reason = "Unavailable"
 	case code >= 400:
@@ -170,6 +171,11 @@ func statusError(u *url.URL, resp *http.Response) error {
 		e.Reason = "WrongAnswer"
 	}
 	return e
+}
+
+// statusText is in our words: the server's reason phrase may be anything.
+func statusText(resp *http.Response) string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode)))
 }
 
 func changed(u *url.URL, how string) error {

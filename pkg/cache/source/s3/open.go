@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -89,8 +88,8 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		code = api.ErrorCode()
 		err = fmt.Errorf("%s", strings.TrimSuffix(code+": "+api.ErrorMessage(), ": "))
-	} else if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err
+	} else if !answered || status == 0 {
+		err = model.NetworkError(err)
 	}
 	e := &model.Error{Text: fmt.Sprintf("%s: %s%s", ref, what, s.where()), Err: err}
 	e.Reason, e.Final = classify(code, status)
