@@ -1,11 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
@@ -15,8 +16,13 @@ import (
 // pullRequest asks for a model that the configuration does not name.
 type pullRequest struct {
 	Name   string `json:"name"`
-	Source string `json:"source"` // "" tries a known model again, at once
+	Source string `json:"source"` // "" for where the model is known to come from
 	Pinned bool   `json:"pinned"`
+}
+
+// pullAnswer tells which outcome is the request's: see model.Status.
+type pullAnswer struct {
+	Asked int64 `json:"asked"`
 }
 
 // api is what the command line may do, over the private socket.
@@ -28,10 +34,14 @@ func (a *agent) api() http.Handler {
 		if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 1<<20)).Decode(&in); err != nil {
 			return nil, err
 		}
-		return nil, a.pull(ctx, c, in)
+		return pull(ctx, c, in)
 	}))
 	mux.HandleFunc("DELETE /models/{name}", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
-		return nil, c.Remove(ctx, r.PathValue("name"))
+		force, err := strconv.ParseBool(cmp.Or(r.URL.Query().Get("force"), "false"))
+		if err != nil {
+			return nil, fmt.Errorf("force: %w", err)
+		}
+		return nil, c.Remove(ctx, r.PathValue("name"), force)
 	}))
 	mux.HandleFunc("POST /models/{name}/pin", a.model(func(_ context.Context, c *cache.Cache, r *http.Request) (any, error) {
 		return nil, c.Pin(r.PathValue("name"))
@@ -76,24 +86,15 @@ func (a *agent) noCache() string {
 	return "the model cache is not open yet: try again"
 }
 
-// pull asks the cache for a model; without a source, for one of the configuration's again, at once.
-func (a *agent) pull(ctx context.Context, c *cache.Cache, in pullRequest) error {
+// pull asks the cache for a model.
+func pull(ctx context.Context, c *cache.Cache, in pullRequest) (pullAnswer, error) {
+	spec := model.Spec{Name: in.Name, Pinned: in.Pinned}
 	if in.Source != "" {
-		ref, err := model.ParseRef(in.Source)
-		if err != nil {
-			return err
+		var err error
+		if spec.Source, err = model.ParseRef(in.Source); err != nil {
+			return pullAnswer{}, err
 		}
-		return c.Pull(ctx, model.Spec{Name: in.Name, Source: ref, Pinned: in.Pinned})
 	}
-	a.mu.Lock()
-	at := slices.IndexFunc(a.models, func(s model.Spec) bool { return s.Name == in.Name })
-	var spec model.Spec
-	if at >= 0 {
-		spec = a.models[at]
-	}
-	a.mu.Unlock()
-	if at < 0 {
-		return fmt.Errorf("model %s is not in the configuration: name its SOURCE, such as s3://bucket/prefix", in.Name)
-	}
-	return c.Pull(ctx, spec)
+	asked, err := c.Pull(ctx, spec)
+	return pullAnswer{Asked: asked}, err
 }

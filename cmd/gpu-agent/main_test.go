@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,24 @@ func TestScripts(t *testing.T) {
 		http.ServeContent(w, r, "model.bin", time.Time{}, strings.NewReader(content))
 	})
 	mux.HandleFunc("/forbidden.bin", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) })
+	var flaky atomic.Int32
+	mux.HandleFunc("/flaky.bin", func(w http.ResponseWriter, r *http.Request) {
+		if flaky.Add(1) == 1 {
+			http.Error(w, "not now", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("ETag", `"1"`)
+		http.ServeContent(w, r, "flaky.bin", time.Time{}, strings.NewReader(content))
+	})
+	var lost atomic.Bool
+	mux.HandleFunc("/lost.bin", func(w http.ResponseWriter, r *http.Request) {
+		if lost.Load() {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("ETag", `"1"`)
+		http.ServeContent(w, r, "lost.bin", time.Time{}, strings.NewReader(content))
+	})
 	split := newShards()
 	mux.Handle("/shards/", split)
 	origin := httptest.NewServer(mux)
@@ -42,6 +61,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"eventually": eventually,
 			"expand":     expand,
+			"lose":       func(*testscript.TestScript, bool, []string) { lost.Store(true) }, // lost.bin at the origin
 			"release":    split.release,
 			"sent":       split.sent,
 		},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
@@ -14,9 +13,6 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/cobra"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -24,10 +20,10 @@ import (
 func modelsCommand() *cobra.Command {
 	return group("models", "The models on this node",
 		modelsLs(), modelsPull(), modelsWait(),
-		modelsAct("rm NAME", "Take a model and its files away", http.MethodDelete, ""),
-		modelsAct("pin NAME", "Never evict a model", http.MethodPost, "/pin"),
-		modelsAct("unpin NAME", "Let a model be evicted again", http.MethodPost, "/unpin"),
-		modelsAct("verify NAME", "Read a model's files again and compare them with their digests", http.MethodPost, "/verify"))
+		modelsRm(),
+		modelsAct("pin NAME", "Never evict a model, nor remove it without --force", "/pin"),
+		modelsAct("unpin NAME", "Let a model be evicted again", "/unpin"),
+		modelsVerify())
 }
 
 func modelsLs() *cobra.Command {
@@ -49,7 +45,7 @@ func modelsLs() *cobra.Command {
 				return errors.New("the model cache is off or not open: see gpu-agent status")
 			}
 			if output.json() {
-				return printJSON(cmd.OutOrStdout(), s.Cache.Models)
+				return printJSON(cmd.OutOrStdout(), append([]model.Status{}, s.Cache.Models...)) // [], never null
 			}
 			return printModels(cmd.OutOrStdout(), s.Cache)
 		},
@@ -81,6 +77,12 @@ func progress(m model.Status) string {
 	switch {
 	case m.State == model.Pulling && m.Size > 0:
 		return fmt.Sprintf("%s %d %%", m.State, 100*m.Done/m.Size)
+	case m.Update != nil && m.Reason != "":
+		return fmt.Sprintf("%s, update failed (%s)", m.State, m.Reason)
+	case m.Update != nil && m.Update.Size > 0:
+		return fmt.Sprintf("%s, updating %d %%", m.State, 100*m.Update.Done/m.Update.Size)
+	case m.Update != nil:
+		return fmt.Sprintf("%s, updating", m.State)
 	case m.State == model.Failed, m.State == model.Pending && m.Reason != "":
 		return fmt.Sprintf("%s (%s)", m.State, m.Reason)
 	}
@@ -94,126 +96,61 @@ func short(revision string) string {
 	return revision
 }
 
-func modelsAct(use, about, method, suffix string) *cobra.Command {
+// modelPath is the path of a named model in the agent's API.
+func modelPath(name string) (string, error) {
+	if err := model.CheckName(name); err != nil {
+		return "", usageError{err}
+	}
+	return "/models/" + name, nil
+}
+
+func modelsAct(use, about, suffix string) *cobra.Command {
 	var socket socketFlag
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: about,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return socket.client().call(cmd.Context(), method, "/models/"+url.PathEscape(args[0])+suffix, nil, nil)
-		},
-	}
-	socket.add(cmd)
-	return cmd
-}
-
-func modelsPull() *cobra.Command {
-	var socket socketFlag
-	var pinned bool
-	var timeout time.Duration
-	cmd := &cobra.Command{
-		Use:   "pull NAME [SOURCE]",
-		Short: "Pull a model and wait until it is ready; without SOURCE, one of the configuration's",
-		Args:  cobra.RangeArgs(1, 2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			in := pullRequest{Name: args[0], Pinned: pinned}
-			if len(args) == 2 {
-				in.Source = args[1]
-			}
-			c := socket.client()
-			if err := c.call(cmd.Context(), http.MethodPost, "/models/pull", in, nil); err != nil {
+			path, err := modelPath(args[0])
+			if err != nil {
 				return err
 			}
-			return follow(cmd.Context(), c, in.Name, timeout, cmd.OutOrStdout())
+			return socket.client().call(cmd.Context(), http.MethodPost, path+suffix, nil, nil)
 		},
 	}
 	socket.add(cmd)
-	cmd.Flags().BoolVar(&pinned, "pin", false, "never evict it")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up waiting after this long; the pull goes on")
 	return cmd
 }
 
-// follow shows a model's progress until it is ready or has failed.
-func follow(ctx context.Context, c *client, name string, timeout time.Duration, out io.Writer) error {
-	show, end := plainProgress(out, name)
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		show, end = barProgress(ctx, f, name)
-	}
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	var patience <-chan time.Time
-	if timeout > 0 {
-		patience = time.After(timeout)
-	}
-	for {
-		s, err := c.state(ctx)
-		if err != nil {
-			end()
-			return err
-		}
-		if s.Cache == nil || s.Cache.Model(name) == nil {
-			end()
-			return fmt.Errorf("model %s is gone", name)
-		}
-		m := *s.Cache.Model(name)
-		show(m)
-		switch {
-		case m.State == model.Ready:
-			end()
-			fmt.Fprintf(out, "%s is ready: %s, %s\n", name, formatBytes(m.Size), m.Path)
-			return nil
-		case m.State == model.Failed && m.RetryAt.IsZero(), m.State == model.Failed && patience == nil && m.Reason != "":
-			end()
-			return fmt.Errorf("model %s: %s: %s", name, m.Reason, m.Message)
-		}
-		select {
-		case <-ctx.Done():
-			end()
-			return ctx.Err()
-		case <-patience:
-			end()
-			return fmt.Errorf("%w after %s: model %s is %s", errTimeout, timeout, name, progress(m))
-		case <-tick.C:
-		}
-	}
+func modelsVerify() *cobra.Command {
+	cmd := modelsAct("verify NAME", "Read a model's files again, and withdraw what is damaged", "/verify")
+	cmd.Long = "Reads every file of a model again and compares it with the digest that it had when it was published.\n" +
+		"A damaged model is withdrawn at once, with every model that shares the damaged file, and the exit code\n" +
+		"is 1; what is still asked for is then fetched again. A model that is sound stays as it is."
+	return cmd
 }
 
-// plainProgress writes a line when the state changes and at each tenth.
-func plainProgress(out io.Writer, name string) (show func(model.Status), end func()) {
-	last := ""
-	return func(m model.Status) {
-		now := string(m.State) + " " + m.Reason
-		if m.State == model.Pulling && m.Size > 0 {
-			now = fmt.Sprintf("Pulling %d %% of %s", 10*(10*m.Done/m.Size), formatBytes(m.Size))
-		}
-		if now != last && m.State != model.Ready {
-			fmt.Fprintf(out, "%s: %s\n", name, now)
-		}
-		last = now
-	}, func() {}
-}
-
-// barProgress draws a bar with rate and time left.
-func barProgress(ctx context.Context, out io.Writer, name string) (show func(model.Status), end func()) {
-	p := mpb.NewWithContext(ctx, mpb.WithOutput(out), mpb.WithWidth(48))
-	bar := p.AddBar(0,
-		mpb.PrependDecorators(decor.Name(name+" "), decor.CountersKibiByte("% .1f / % .1f")),
-		mpb.AppendDecorators(decor.Percentage(), decor.Name(" "), decor.AverageSpeed(decor.SizeB1024(0), "% .1f"),
-			decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
-	return func(m model.Status) {
-			if m.Size > 0 {
-				bar.SetTotal(m.Size, false)
-				bar.SetCurrent(m.Done)
+func modelsRm() *cobra.Command {
+	var socket socketFlag
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "rm NAME",
+		Short: "Take a model and its files away",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := modelPath(args[0])
+			if err != nil {
+				return err
 			}
-			if m.State == model.Ready {
-				bar.SetCurrent(m.Size)
-				bar.SetTotal(m.Size, true)
+			if force {
+				path += "?force=true"
 			}
-		}, func() {
-			bar.Abort(false)
-			p.Wait()
-		}
+			return socket.client().call(cmd.Context(), http.MethodDelete, path, nil, nil)
+		},
+	}
+	socket.add(cmd)
+	cmd.Flags().BoolVar(&force, "force", false, "remove it although it is pinned")
+	return cmd
 }
 
 func modelsWait() *cobra.Command {

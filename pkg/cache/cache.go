@@ -40,6 +40,7 @@ type Cache struct {
 	links sync.Mutex
 
 	mu       sync.Mutex // guards what follows, the entries' fields included; never held over I/O on content
+	asked    int64      // number of the newest Pull
 	models   map[string]*entry
 	blobs    map[model.Digest]int64 // bytes
 	failures map[string]int64       // by reason
@@ -60,6 +61,9 @@ type entry struct {
 	busy     chan struct{}      // closed when the worker on it has ended; nil when none is
 	cancel   context.CancelFunc // of that worker
 	again    bool               // resolve although visible
+	newest   int64              // number of the newest Pull of it
+	taken    int64              // newest, as of when the worker on it began
+	answered int64              // the Pull that the last outcome answers
 	removing bool
 	reason   string // why the last try ended, "" if it went well
 	message  string
@@ -140,20 +144,24 @@ func (c *Cache) ledger() (used, reserved int64) {
 func (c *Cache) status(e *entry) model.Status {
 	s := model.Status{
 		Name: e.name, Source: e.ref().String(), State: model.Pending,
-		Reason: e.reason, Message: e.message, RetryAt: e.retryAt,
+		Reason: e.reason, Message: e.message, RetryAt: e.retryAt, Final: e.final,
 		Pinned: e.pinned(), Wanted: e.wanted, LastUse: e.memory.LastUse,
+		Asked: e.newest, Answered: e.answered,
 	}
 	if j := e.job; j != nil {
 		s.Revision, s.Files = j.plan.Manifest.Revision, len(j.plan.Manifest.Files)
 		s.Size, s.Done = j.plan.Manifest.Size(), j.have+j.got.Load()
 	}
 	if r := e.visible; r != nil {
+		if e.busy != nil || e.due() {
+			s.Update = &model.Update{Revision: s.Revision, Size: s.Size, Done: s.Done}
+		}
 		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
 		s.Files, s.Size, s.Done = len(r.Files), r.size(), r.size()
 	}
 	switch {
 	case e.removing:
-		s.State, s.Path = model.Removing, ""
+		s.State, s.Path, s.Update = model.Removing, "", nil
 	case e.visible != nil:
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
@@ -211,36 +219,63 @@ func (c *Cache) changed() {
 
 // Pull asks for a model beside those of the config, durably: it is fetched after a restart too, until it
 // is evicted or removed. A model that is there is looked up at its origin again, and a failed one is
-// tried at once. Pull does not wait for the content: see Watch.
-func (c *Cache) Pull(_ context.Context, s model.Spec) error {
+// tried at once. Without a source it comes from where it came before, or from where the config says.
+// Pull does not wait for the content: in the model's status, Answered reaches the number that Pull
+// returns once there is an outcome. Numbers grow from one Pull to the next, over a restart too.
+func (c *Cache) Pull(_ context.Context, s model.Spec) (asked int64, err error) {
 	if err := model.CheckName(s.Name); err != nil {
-		return &model.Error{Reason: "BadName", Text: err.Error(), Final: true}
-	}
-	if _, ok := c.sources[s.Source.Scheme]; !ok {
-		return c.unknownScheme(s.Source)
+		return 0, &model.Error{Reason: "BadName", Text: err.Error(), Final: true}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	known := c.models[s.Name]
+	if s.Source == (model.Ref{}) {
+		s.Source = known.origin()
+	}
+	if s.Source == (model.Ref{}) {
+		return 0, &model.Error{Reason: "NotFound", Final: true, Text: fmt.Sprintf(
+			"model %s is neither in the config nor was it pulled before: name its SOURCE, such as s3://bucket/prefix", s.Name)}
+	}
+	if _, ok := c.sources[s.Source.Scheme]; !ok {
+		return 0, c.unknownScheme(s.Source)
+	}
 	e := c.entry(s.Name)
 	if e.removing {
-		return &model.Error{Reason: "Removing", Text: fmt.Sprintf("model %s is being removed: try again when it is gone", s.Name)}
+		return 0, &model.Error{Reason: "Removing", Text: fmt.Sprintf("model %s is being removed: try again when it is gone", s.Name)}
 	}
 	old := e.ref()
 	if e.wanted && old != s.Source {
-		return &model.Error{Reason: "Wanted", Final: true, Text: fmt.Sprintf(
+		return 0, &model.Error{Reason: "Wanted", Final: true, Text: fmt.Sprintf(
 			"model %s comes from %s in the config: change it there or take another name", s.Name, old)}
 	}
 	m := e.memory
 	m.Ref, m.Wished, m.Pinned = s.Source, true, m.Pinned || s.Pinned
 	if err := c.remember(e, m); err != nil {
-		return err
+		return 0, err
 	}
 	if e.busy == nil || old != s.Source {
 		e.restart()
 	}
+	c.asked++
+	e.newest = c.asked
 	e.again = true // a worker that is on it may have looked before the origin changed
 	c.changed()
-	return nil
+	return e.newest, nil
+}
+
+// origin is where the model would come from, or came from as far as that is known; e may be nil.
+func (e *entry) origin() model.Ref {
+	if e == nil {
+		return model.Ref{}
+	}
+	if ref := e.ref(); ref != (model.Ref{}) || e.visible == nil {
+		return ref
+	}
+	// The record keeps the reference for people: enough where that is all of it.
+	if ref, err := model.ParseRef(e.visible.Source); err == nil && fingerprint(ref) == e.visible.Ref {
+		return ref
+	}
+	return model.Ref{}
 }
 
 func (c *Cache) unknownScheme(r model.Ref) error {

@@ -78,7 +78,7 @@ func TestANewRevisionReplacesTheOldInOneStep(t *testing.T) {
 		ready(t, c, "a")
 		o.forget()
 		o.put("a", "r2", two)
-		require.NoError(t, c.Pull(t.Context(), spec("a", "a")))
+		require.NoError(t, ask(t, c, spec("a", "a")))
 		wait(t, c, "a", func(s *model.Status) bool {
 			require.Equal(t, model.Ready, s.State)
 			return s.Revision == "r2"
@@ -291,7 +291,7 @@ func TestADigestThatTheOriginDoesNotNameIsRecorded(t *testing.T) {
 		require.Equal(t, "copy", r.Files[0].Path)
 		require.Equal(t, digest(files["copy"]), r.Files[0].Digest)
 		o.forget()
-		require.NoError(t, c.Pull(t.Context(), spec("a", "a")))
+		require.NoError(t, ask(t, c, spec("a", "a")))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Equal(t, 1, o.resolved)

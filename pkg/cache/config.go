@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -83,6 +84,7 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 	c := &Cache{
 		cfg: cfg, disk: cfg.disk, at: l, sources: sources, log: cfg.Log, lock: lock,
 		wake:     make(chan struct{}, 1),
+		asked:    time.Now().UnixMicro(), // beyond the numbers of an earlier life
 		streams:  make(chan struct{}, cfg.Streams),
 		models:   map[string]*entry{},
 		blobs:    map[model.Digest]int64{},

@@ -96,17 +96,17 @@ func scene(t *testing.T, root string, o *origin, f *fault, one, two, other map[s
 	if !until(is("a", "r1")) {
 		return
 	}
-	try(func() error { return c.Pull(t.Context(), spec("b", "b")) })
+	try(func() error { return ask(t, c, spec("b", "b")) })
 	if !until(is("b", "r1")) {
 		return
 	}
 	o.put("a", "r2", two)
-	try(func() error { return c.Pull(t.Context(), spec("a", "a")) })
+	try(func() error { return ask(t, c, spec("a", "a")) })
 	if !until(is("a", "r2")) {
 		return
 	}
 	try(func() error {
-		err := c.Remove(t.Context(), "b")
+		err := c.Remove(t.Context(), "b", false)
 		if model.ReasonOf(err) == "NotFound" {
 			return nil
 		}
@@ -166,10 +166,10 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	require.LessOrEqual(t, inv.Used+inv.Reserved, inv.Limit)
 	c.Want([]model.Spec{spec("a", "a")})
 	stop := run(t, c)
-	require.NoError(t, c.Pull(t.Context(), spec("a", "a")))
+	require.NoError(t, ask(t, c, spec("a", "a")))
 	wait(t, c, "a", func(s *model.Status) bool { return s != nil && s.State == model.Ready && s.Revision == "r2" })
 	if m := c.Get().Model("b"); m != nil {
-		require.NoError(t, c.Remove(t.Context(), "b"))
+		require.NoError(t, c.Remove(t.Context(), "b", false))
 	}
 	time.Sleep(time.Second)
 	synctest.Wait()

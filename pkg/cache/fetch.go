@@ -153,7 +153,7 @@ func (f *fetcher) release(ctx context.Context, s *slot, i int, err error) {
 		s.stop = nil
 	default:
 		if f.err == nil {
-			f.err = fmt.Errorf("%s of %s: %w", s.file.Path, f.ref, err)
+			f.err = fmt.Errorf("file %s: %w", s.file.Path, err)
 			if ctx.Err() != nil {
 				f.err = ctx.Err()
 			}

@@ -238,6 +238,11 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 	if err := c.dropPartial(e); err != nil {
 		return nil, err
 	}
+	// Before anything is laid out: an origin may claim any size.
+	if size := content(m.Files); size > c.limit {
+		return nil, &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
+			"model %s needs %s and the limit of the cache is %s: raise it", e.name, bytesText(size), bytesText(c.limit))}
+	}
 	c.links.Lock()
 	defer c.links.Unlock()
 	dir := c.at.partial(e.name)
@@ -271,6 +276,18 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 	defer c.mu.Unlock()
 	e.job = j
 	return j, nil
+}
+
+// content is how many bytes the files take: equal content counts once.
+func content(files []model.File) (sum int64) {
+	seen := map[model.Digest]bool{}
+	for _, f := range files {
+		if !seen[f.Digest] {
+			sum += f.Size
+		}
+		seen[f.Digest] = f.Digest != ""
+	}
+	return sum
 }
 
 // trust fills in digests that the origin does not name and that were recorded when the same version of

@@ -195,6 +195,13 @@ func wait(t *testing.T, c *Cache, name string, ok func(*model.Status) bool) *mod
 	}
 }
 
+// ask is Pull for those who do not follow it.
+func ask(t *testing.T, c *Cache, s model.Spec) error {
+	t.Helper()
+	_, err := c.Pull(t.Context(), s)
+	return err
+}
+
 func ready(t *testing.T, c *Cache, name string) *model.Status {
 	t.Helper()
 	return wait(t, c, name, func(s *model.Status) bool { return s != nil && s.State == model.Ready })

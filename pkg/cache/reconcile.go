@@ -75,7 +75,7 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 		busy++
 		work, cancel := context.WithCancel(ctx)
 		e.busy, e.cancel, e.again = make(chan struct{}), cancel, false
-		e.retryAt = time.Time{}
+		e.retryAt, e.taken = time.Time{}, e.newest
 		ref := e.ref()
 		group.Go(func() {
 			defer cancel()
@@ -99,24 +99,28 @@ func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) 
 	if ctx.Err() != nil {
 		return // stopped, or not asked for any more: not a failure
 	}
+	e.answered = e.taken
 	if err == nil {
 		e.reason, e.message, e.final, e.tries = "", "", false, 0
 		c.log.Info("model is ready", "model", e.name, "source", ref.String(), "revision", e.visible.Revision)
 		c.roomChanged()
 		return
 	}
-	reason := model.ReasonOf(err)
-	if reason != e.reason || err.Error() != e.message {
-		c.log.Warn("model is not ready", "model", e.name, "reason", reason, "err", err)
+	reason, message := model.ReasonOf(err), model.Printable(err.Error())
+	if reason != e.reason || message != e.message {
+		c.log.Warn("model is not ready", "model", e.name, "reason", reason, "err", message)
 	}
 	c.failures[reason]++
-	e.reason, e.message, e.final = reason, err.Error(), model.IsFinal(err)
+	e.reason, e.message, e.final = reason, message, model.IsFinal(err)
 	pause := finalRetry
 	if !e.final {
 		pause = max(backoff(e.tries), min(model.RetryAfter(err), patience))
 	}
 	e.tries++
 	e.retryAt = time.Now().Add(pause)
+	if e.newest > e.taken {
+		e.retryAt = time.Time{} // a Pull that came meanwhile is tried at once
+	}
 	if e.visible != nil {
 		e.again = true // an update failed: the retry is due even where the reference is the same
 	}
@@ -205,7 +209,7 @@ func resolve(ctx context.Context, src Source, ref model.Ref) (model.Manifest, er
 	defer cancel()
 	m, err := src.Resolve(ctx, ref)
 	if err != nil {
-		return m, fmt.Errorf("resolve %s: %w", ref, err)
+		return m, err
 	}
 	return checkManifest(ref, m)
 }

@@ -234,8 +234,8 @@ func (c *Cache) dropPartial(e *entry) error {
 }
 
 // Remove takes a model that was asked for by Pull, or by a config of the past, off this node. It
-// returns when the model is gone.
-func (c *Cache) Remove(ctx context.Context, name string) error {
+// returns when the model is gone. A pinned one goes only by force.
+func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 	c.mu.Lock()
 	e := c.models[name]
 	if e == nil || !e.asked() && e.visible == nil {
@@ -246,6 +246,11 @@ func (c *Cache) Remove(ctx context.Context, name string) error {
 		c.mu.Unlock()
 		return &model.Error{Reason: "Wanted", Final: true,
 			Text: fmt.Sprintf("model %s is in the config and would come back: remove it there first", name)}
+	}
+	if e.memory.Pinned && !force {
+		c.mu.Unlock()
+		return &model.Error{Reason: "Pinned", Final: true,
+			Text: fmt.Sprintf("model %s is pinned: unpin it first, or remove it with --force", name)}
 	}
 	err := c.remember(e, memory{LastUse: e.memory.LastUse})
 	busy := e.busy

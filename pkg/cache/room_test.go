@@ -25,7 +25,7 @@ func (o *origin) hold(names ...string) {
 func pull(t *testing.T, c *Cache, names ...string) {
 	t.Helper()
 	for _, n := range names {
-		require.NoError(t, c.Pull(t.Context(), spec(n, n)))
+		require.NoError(t, ask(t, c, spec(n, n)))
 		ready(t, c, n)
 		time.Sleep(time.Second) // fake: uses must differ
 	}
@@ -103,19 +103,47 @@ func TestTheConfigsModelsDoNotEvictEachOther(t *testing.T) {
 func TestNothingIsEvictedIfItWouldNotDo(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		o.hold("a", "b")
-		o.put("huge", "r1", map[string][]byte{"f": noise(9, 3*mega)})
+		o.put("huge", "r1", map[string][]byte{"f": noise(9, 2*mega)})
 		cfg := config(root)
 		cfg.Limit = 2*mega + mega/2
 		c := open(t, cfg, o)
 		c.Want(nil)
 		run(t, c)
 		pull(t, c, "a", "b")
-		require.NoError(t, c.Pull(t.Context(), spec("huge", "huge")))
+		require.NoError(t, c.Pin("b"))
+		require.NoError(t, ask(t, c, spec("huge", "huge")))
 		s := failed(t, c, "huge", "NoSpace")
-		require.Contains(t, s.Message, "needs 3.1 MB, free 524.3 kB, evictable 2.1 MB")
+		require.Contains(t, s.Message, "needs 2.1 MB, free 524.3 kB, evictable 1.0 MB")
 		require.Zero(t, c.Get().Evicted)
 		require.Zero(t, c.Get().Reserved)
 		require.Empty(t, tree(t, c.at.partials()))
+	})
+}
+
+func TestASizeBeyondTheLimitIsRefusedBeforeAnythingIsLaidOut(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.models["huge"] = model.Manifest{Revision: "x", Files: []model.File{{Path: "f", Size: 1 << 50}}}
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("huge", "huge")})
+		run(t, c)
+		s := failed(t, c, "huge", "NoSpace")
+		require.Equal(t, "model huge needs 1.1 PB and the limit of the cache is 67.1 MB: raise it", s.Message)
+		require.Nil(t, c.models["huge"].job)
+		require.Empty(t, tree(t, c.at.partials()))
+	})
+}
+
+func TestAPinnedModelIsRemovedByForceAlone(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a")
+		c := open(t, config(root), o)
+		run(t, c)
+		pull(t, c, "a")
+		require.NoError(t, c.Pin("a"))
+		require.Equal(t, "Pinned", model.ReasonOf(c.Remove(t.Context(), "a", false)))
+		require.Equal(t, []string{"a Ready"}, names(c))
+		require.NoError(t, c.Remove(t.Context(), "a", true))
+		gone(t, c, "a")
 	})
 }
 
@@ -157,11 +185,11 @@ func TestRemovingIsSaidBeforeTheFilesGo(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		require.ErrorIs(t, c.Remove(ctx, "a"), context.Canceled)
+		require.ErrorIs(t, c.Remove(ctx, "a", false), context.Canceled)
 		require.Equal(t, []string{"a Ready"}, names(c), "the labels are still there, so the files are")
 
 		removed := make(chan error)
-		go func() { removed <- c.Remove(t.Context(), "a") }()
+		go func() { removed <- c.Remove(t.Context(), "a", false) }()
 		require.Equal(t, "a", <-asked)
 		require.Equal(t, []string{"a Removing"}, names(c))
 		holds(t, root, "a", o.content["a"])
@@ -169,7 +197,7 @@ func TestRemovingIsSaidBeforeTheFilesGo(t *testing.T) {
 		require.NoError(t, <-removed)
 		gone(t, c, "a")
 		require.Zero(t, c.Get().Used)
-		require.Equal(t, "NotFound", model.ReasonOf(c.Remove(t.Context(), "a")))
+		require.Equal(t, "NotFound", model.ReasonOf(c.Remove(t.Context(), "a", false)))
 		synctest.Wait()
 		stop()
 		tidy(t, root)
@@ -184,8 +212,8 @@ func TestAModelOfTheConfigIsNotRemoved(t *testing.T) {
 		c.Want([]model.Spec{spec("a", "a")})
 		run(t, c)
 		ready(t, c, "a")
-		require.Equal(t, "Wanted", model.ReasonOf(c.Remove(t.Context(), "a")))
-		require.Equal(t, "Wanted", model.ReasonOf(c.Pull(t.Context(), spec("a", "elsewhere"))))
+		require.Equal(t, "Wanted", model.ReasonOf(c.Remove(t.Context(), "a", false)))
+		require.Equal(t, "Wanted", model.ReasonOf(ask(t, c, spec("a", "elsewhere"))))
 		require.Equal(t, []string{"a Ready"}, names(c))
 	})
 }
@@ -199,9 +227,9 @@ func TestRemoveEndsADownload(t *testing.T) {
 		c := open(t, config(root), o)
 		c.Want(nil)
 		run(t, c)
-		require.NoError(t, c.Pull(t.Context(), spec("a", "a")))
+		require.NoError(t, ask(t, c, spec("a", "a")))
 		wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Pulling })
-		require.NoError(t, c.Remove(t.Context(), "a"))
+		require.NoError(t, c.Remove(t.Context(), "a", false))
 		gone(t, c, "a")
 		synctest.Wait()
 		tidy(t, root)

@@ -9,7 +9,8 @@ import (
 
 // A Source resolves references of one scheme and reads their files. Implementations are safe for
 // concurrent use, keep no state on disk, never retry (the fetcher does), and return *model.Error
-// for whatever a person can act on, with Final set where trying again cannot help.
+// for whatever a person can act on, with Final set where trying again cannot help. The text of an error
+// names the reference, or the address within it, and holds no secret.
 type Source interface {
 	// Resolve says what ref stands for now. File paths are checked by the caller with model.CheckPath.
 	Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error)

@@ -308,8 +308,8 @@ func (s Simulation) check(f *file) {
 	}
 }
 
-// schemes are the sources that there are.
-var schemes = []string{"https", "http", "s3"}
+// Schemes are the sources that there are. A table: nobody changes it.
+var Schemes = []string{"https", "http", "s3"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)
@@ -337,7 +337,7 @@ func (c *Cache) check(f *file) {
 			f.wrong(at+".source", "want a URL such as s3://bucket/prefix")
 			continue
 		}
-		f.oneOf(at+".source", m.Source.Scheme, schemes...)
+		f.oneOf(at+".source", m.Source.Scheme, Schemes...)
 	}
 }
 
