@@ -51,9 +51,6 @@ func (s *state) print(out io.Writer) error {
 	default:
 		fmt.Fprintf(w, "node %s\tgpu-agent %s\tno driver: %s\n", s.Node, s.Version, d.Error)
 	}
-	if s.Plugin == nil {
-		fmt.Fprintf(w, "allocation %s\tnothing is offered to the kubelet\n", s.Allocation)
-	}
 	if s.Config.Error != "" {
 		fmt.Fprintf(w, "config\tthe newest file is not in force:\t%s\n", s.Config.Error)
 	}
@@ -92,7 +89,10 @@ func (s *state) printDevice(w io.Writer, d *gpu.Device) {
 	}
 	health := "healthy"
 	if !d.Health.OK() {
-		health = fmt.Sprintf("%s since %s: %s; needs %s", d.Health.Reason, formatAge(d.Health.Since), d.Health.Text, d.Health.Needs)
+		health = fmt.Sprintf("%s since %s: %s", d.Health.Reason, formatAge(d.Health.Since), d.Health.Text)
+		if d.Health.Needs != gpu.NoRemedy {
+			health += "; needs " + string(d.Health.Needs)
+		}
 	}
 	fmt.Fprintf(w, "%d\t%s\t%s\t%s / %s\t%s\t%s\t%s\t%s\n", d.Index, d.UUID, d.Name, used, formatBytes(d.Memory), util, temp, health, s.Holders(d.UUID))
 	for _, in := range d.Instances {

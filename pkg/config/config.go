@@ -30,7 +30,6 @@ type Config struct {
 	NodeName     string       `yaml:"nodeName"`
 	Log          Log          `yaml:"log"`
 	NVML         NVML         `yaml:"nvml"`
-	Allocation   string       `yaml:"allocation"`
 	DevicePlugin DevicePlugin `yaml:"devicePlugin"`
 	CDI          CDI          `yaml:"cdi"`
 	Exporter     Exporter     `yaml:"exporter"`
@@ -42,12 +41,6 @@ type Config struct {
 	// Notes are what NVIDIA's file says and the agent does not do, one line each, for people.
 	Notes []string `yaml:"-"`
 }
-
-// The ways in which pods get GPUs.
-const (
-	AllocateByPlugin = "device-plugin"
-	AllocateNone     = "none" // somebody else gives them out
-)
 
 // Log is how the agent logs.
 type Log struct {
@@ -179,12 +172,11 @@ type SourceS3 struct {
 // Default is the configuration without a file.
 func Default() Config {
 	return Config{
-		Log:        Log{Level: "info", Format: "text"},
-		NVML:       NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
-		Allocation: AllocateByPlugin,
+		Log:  Log{Level: "info", Format: "text"},
+		NVML: NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
 		DevicePlugin: DevicePlugin{
-			Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
-			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", DevRoot: "/dev",
+			Enabled: true, Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
+			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", MPSBinDir: "/usr/bin", DevRoot: "/dev",
 			Resources: Resources{GPUs: []ResourceName{}, MIG: []ResourceName{}}, Include: []string{}, Exclude: []string{},
 			CDIAnnotationPrefix: "cdi.k8s.io/", IMEX: IMEX{ChannelIDs: []int{}},
 			KubeletDir: "/var/lib/kubelet/device-plugins",
@@ -283,7 +275,6 @@ func (c *Config) check(f *file) {
 	if c.NVML.Library != "" && c.NVML.Simulate.On() {
 		f.wrong("nvml.library", "a simulation loads no library: remove this or nvml.simulate")
 	}
-	f.oneOf("allocation", c.Allocation, AllocateByPlugin, AllocateNone)
 	c.checkPlaces(f)
 	c.checkPlugin(f)
 	c.checkCDI(f)

@@ -13,6 +13,7 @@ import (
 
 // DevicePlugin is what the kubelet is offered.
 type DevicePlugin struct {
+	Enabled             bool      `yaml:"enabled"`
 	NVIDIAConfig        string    `yaml:"nvidiaConfig"`
 	Resource            string    `yaml:"resource"`
 	Resources           Resources `yaml:"resources"`
@@ -21,6 +22,7 @@ type DevicePlugin struct {
 	MIGStrategy         string    `yaml:"migStrategy"`
 	Sharing             Sharing   `yaml:"sharing"`
 	MPSRoot             string    `yaml:"mpsRoot"`
+	MPSBinDir           string    `yaml:"mpsBinDir"`
 	Strategies          []string  `yaml:"strategies"`
 	IDStrategy          string    `yaml:"idStrategy"`
 	PassDeviceSpecs     bool      `yaml:"passDeviceSpecs"`
@@ -168,5 +170,6 @@ func (c *Config) checkPlugin(f *file) {
 	if c.DevicePlugin.NVIDIAConfig != "" {
 		f.absolute("devicePlugin.nvidiaConfig", c.DevicePlugin.NVIDIAConfig)
 	}
+	f.absolute("devicePlugin.mpsBinDir", c.DevicePlugin.MPSBinDir)
 	f.absolute("devicePlugin.kubeletDir", c.DevicePlugin.KubeletDir)
 }
