@@ -92,13 +92,11 @@ type world struct {
 	log    lockedLog
 }
 
-func whole(t *testing.T) *watch.Value[resource.Policy] {
+func whole(t *testing.T) resource.Policy {
 	t.Helper()
 	p, err := resource.NewPolicy(resource.Config{})
 	require.NoError(t, err)
-	var policies watch.Value[resource.Policy]
-	policies.Set(p)
-	return &policies
+	return p
 }
 
 // inWorld runs test while Run does, in a bubble of fake time.
