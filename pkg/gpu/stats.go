@@ -57,13 +57,22 @@ type Stats struct {
 	RemappedRowsUncorrectable *uint64 `json:"remappedRowsUncorrectable,omitempty"`
 	RowRemapPending           *bool   `json:"rowRemapPending,omitempty"`
 	RowRemapFailed            *bool   `json:"rowRemapFailed,omitempty"`
+	// SRAMThresholdExceeded says that the board has had more uncorrectable SRAM errors than NVIDIA's field
+	// diagnostics allow; Ampere and newer.
+	SRAMThresholdExceeded *bool `json:"sramThresholdExceeded,omitempty"`
+
+	// The GPU's membership in an NVLink fabric, from nvmlDeviceGetGpuFabricInfoV; nil where there is none.
+	FabricState  *uint64 `json:"fabricState,omitempty"`  // NVML_GPU_FABRIC_STATE_*: 1 not started, 2 in progress, 3 completed
+	FabricStatus *uint64 `json:"fabricStatus,omitempty"` // nvmlReturn_t of the registration, once completed
+	FabricHealth *uint64 `json:"fabricHealth,omitempty"` // NVML_GPU_FABRIC_HEALTH_MASK_*
 
 	// Seconds that clocks were held down since driver load, fields 74 and 75; counters.
 	ThrottlePower   *float64 `json:"throttlePower,omitempty"`
 	ThrottleThermal *float64 `json:"throttleThermal,omitempty"`
 
-	VGPULicensed   *bool   `json:"vgpuLicensed,omitempty"`   // vGPU guests only
-	RecoveryAction *uint64 `json:"recoveryAction,omitempty"` // field 230: 0 none, 1 GPU reset, 2 node reboot, …
+	PersistenceMode *bool   `json:"persistenceMode,omitempty"` // the driver keeps the GPU initialised without users
+	VGPULicensed    *bool   `json:"vgpuLicensed,omitempty"`    // vGPU guests only
+	RecoveryAction  *uint64 `json:"recoveryAction,omitempty"`  // field 230: 0 none, 1 GPU reset, 2 node reboot, …
 
 	// GPM ratios 0..1, Hopper and newer only: NVML has no equivalent below.
 	GraphicsEngineActive *float64 `json:"graphicsEngineActive,omitempty"`
