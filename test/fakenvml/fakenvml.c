@@ -4,6 +4,7 @@
 // The structures are those of nvml.h, written out so that no header of NVIDIA's is needed.
 #define _DEFAULT_SOURCE // not _GNU_SOURCE: that would bind strtoull to a glibc as new as the builder's
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -41,7 +42,8 @@ struct gpu {
   double ecc_corrected, ecc_uncorrected;
   double remapped_correctable, remapped_uncorrectable, remap_pending, remap_failed;
   double throttle_power, throttle_thermal; // seconds
-  double recovery_action;
+  double recovery_action, sram_exceeded, persistence;
+  double fabric_state, fabric_status, fabric_health;
   double cc, minor, clique, mig, mig_pending, gpm;
   double lost, hang, code;
 };
@@ -57,10 +59,10 @@ struct mig {
 
 struct link { char to[32]; int count; }; // to is a GPU's number, "switch" or "cpu"
 
-struct xid { int gpu; u64 code; u64 seq; };
+struct xid { int gpu; u64 type; u64 code; u64 seq; }; // type is nvmlEventType…
 
 struct state {
-  char driver[80], nvml[80];
+  char driver[80], nvml[80], node[256];
   int cuda, gpus, init;
   struct gpu gpu[MAX_GPUS];
   struct xid xid[MAX_XIDS];
@@ -104,6 +106,8 @@ static void defaults(struct state *s) {
     g->fan = UNSUPPORTED;
     g->pcie_gen = 5, g->pcie_width = 16;
     g->recovery_action = UNSUPPORTED; // needs driver 565 or newer
+    g->persistence = 1;
+    g->fabric_state = 3;
   }
 }
 
@@ -118,7 +122,8 @@ static const struct key keys[] = {
   NUMBER(mem_clock_max), NUMBER(pstate), NUMBER(fan), NUMBER(clock_reasons), NUMBER(pcie_replays), NUMBER(pcie_gen),
   NUMBER(pcie_width), NUMBER(nvlink_tx), NUMBER(nvlink_rx), NUMBER(ecc_corrected), NUMBER(ecc_uncorrected),
   NUMBER(remapped_correctable), NUMBER(remapped_uncorrectable), NUMBER(remap_pending), NUMBER(remap_failed),
-  NUMBER(throttle_power), NUMBER(throttle_thermal), NUMBER(recovery_action), NUMBER(cc), NUMBER(minor),
+  NUMBER(throttle_power), NUMBER(throttle_thermal), NUMBER(recovery_action), NUMBER(sram_exceeded), NUMBER(persistence),
+  NUMBER(fabric_state), NUMBER(fabric_status), NUMBER(fabric_health), NUMBER(cc), NUMBER(minor),
   NUMBER(clique), NUMBER(mig), NUMBER(mig_pending), NUMBER(gpm), NUMBER(lost), NUMBER(hang), NUMBER(code),
 };
 
@@ -210,15 +215,17 @@ static void parse_line(struct state *s, char *line) {
   if (!arg) { complain(copy); return; }
   if (!strcmp(what, "driver")) { snprintf(s->driver, sizeof s->driver, "%s", arg); return; }
   if (!strcmp(what, "nvml")) { snprintf(s->nvml, sizeof s->nvml, "%s", arg); return; }
+  if (!strcmp(what, "node")) { snprintf(s->node, sizeof s->node, "%s", arg); return; }
   if (!strcmp(what, "cuda")) { s->cuda = atoi(arg); return; }
   if (!strcmp(what, "init")) { s->init = atoi(arg); return; }
   if (!strcmp(what, "gpus") && atoi(arg) >= 0 && atoi(arg) <= MAX_GPUS) { s->gpus = atoi(arg); return; }
   int all = !strcmp(arg, "*"), i = all ? 0 : atoi(arg);
   if (i < 0 || i >= MAX_GPUS) { complain(copy); return; }
-  if (!strcmp(what, "xid")) {
-    char *code = word(&p), *seq = word(&p);
+  u64 type = !strcmp(what, "xid") ? 8 : !strcmp(what, "unavailable") ? 0x4000 : !strcmp(what, "recovery") ? 0x8000 : 0;
+  if (type) {
+    char *code = type == 8 ? word(&p) : "0", *seq = word(&p);
     if (!code || !seq || strncmp(seq, "seq=", 4) || s->xids == MAX_XIDS) { complain(copy); return; }
-    s->xid[s->xids++] = (struct xid){i, strtoull(code, NULL, 10), strtoull(seq + 4, NULL, 10)};
+    s->xid[s->xids++] = (struct xid){i, type, strtoull(code, NULL, 10), strtoull(seq + 4, NULL, 10)};
     return;
   }
   if (!strcmp(what, "mig") || !strcmp(what, "nvlink")) {
@@ -240,6 +247,7 @@ static struct state current;
 static struct stat seen;
 static int loaded;
 static int initialised;
+static int node = -1; // open while initialised, as a driver's device file is
 
 static int same(const struct stat *a, const struct stat *b) {
   return a->st_ino == b->st_ino && a->st_dev == b->st_dev && a->st_size == b->st_size &&
@@ -339,7 +347,7 @@ EXPORT ret nvmlInit_v2(void) {
   pthread_mutex_lock(&mu);
   refresh();
   ret r = (ret)current.init;
-  if (!r) initialised++;
+  if (!r && !initialised++ && *current.node) node = open(current.node, O_RDONLY | O_CLOEXEC);
   pthread_mutex_unlock(&mu);
   return r;
 }
@@ -347,7 +355,10 @@ EXPORT ret nvmlInit(void) { return nvmlInit_v2(); }
 EXPORT ret nvmlShutdown(void) {
   pthread_mutex_lock(&mu);
   ret r = initialised ? SUCCESS : UNINITIALIZED;
-  if (initialised) initialised--;
+  if (initialised && !--initialised && node >= 0) {
+    close(node);
+    node = -1;
+  }
   pthread_mutex_unlock(&mu);
   return r;
 }
@@ -443,6 +454,7 @@ EXPORT ret nvmlDeviceGetEnforcedPowerLimit(device d, unsigned *v) { LOOK; GIVE(v
 EXPORT ret nvmlDeviceGetTotalEnergyConsumption(device d, u64 *v) { LOOK; GIVE(v, g.energy, 1000); }
 EXPORT ret nvmlDeviceGetClockInfo(device d, int which, unsigned *v) { LOOK; GIVE(v, which == 2 ? g.mem_clock : g.sm_clock, 1); }
 EXPORT ret nvmlDeviceGetMaxClockInfo(device d, int which, unsigned *v) { LOOK; GIVE(v, which == 2 ? g.mem_clock_max : g.sm_clock_max, 1); }
+EXPORT ret nvmlDeviceGetPersistenceMode(device d, unsigned *v) { LOOK; GIVE(v, g.persistence, 1); }
 EXPORT ret nvmlDeviceGetPerformanceState(device d, int *v) { LOOK; GIVE(v, g.pstate, 1); }
 EXPORT ret nvmlDeviceGetFanSpeed(device d, unsigned *v) { LOOK; GIVE(v, g.fan, 1); }
 EXPORT ret nvmlDeviceGetPcieReplayCounter(device d, unsigned *v) { LOOK; GIVE(v, g.pcie_replays, 1); }
@@ -491,7 +503,7 @@ EXPORT ret nvmlDeviceGetFieldValues(device d, int n, field_value *v) {
   return SUCCESS;
 }
 
-typedef struct { u64 last; } event_set; // events up to this sequence number are known
+typedef struct { u64 last, types; } event_set; // events up to this sequence number are known
 static u64 newest(const struct state *s) {
   u64 n = 0;
   for (int i = 0; i < s->xids; i++)
@@ -503,11 +515,18 @@ EXPORT ret nvmlEventSetCreate(event_set **set) {
   ret r = copy(&s);
   if (r) return r;
   *set = malloc(sizeof **set);
+  (*set)->types = 0;
   (*set)->last = newest(&s); // like the real one, it tells nothing of what was before it
   return SUCCESS;
 }
 EXPORT ret nvmlEventSetFree(event_set *set) { free(set); return SUCCESS; }
-EXPORT ret nvmlDeviceRegisterEvents(device d, u64 types, event_set *set) { LOOK; (void)types, (void)set; return SUCCESS; }
+EXPORT ret nvmlDeviceRegisterEvents(device d, u64 types, event_set *set) {
+  LOOK;
+  pthread_mutex_lock(&mu);
+  set->types |= types;
+  pthread_mutex_unlock(&mu);
+  return SUCCESS;
+}
 typedef struct {
   device d;
   u64 type, data;
@@ -520,10 +539,10 @@ EXPORT ret nvmlEventSetWait_v2(event_set *set, event_data *e, unsigned ms) {
     if (r) return r;
     const struct xid *next = NULL;
     for (int i = 0; i < s.xids; i++)
-      if (s.xid[i].seq > set->last && (!next || s.xid[i].seq < next->seq)) next = &s.xid[i];
+      if (s.xid[i].seq > set->last && s.xid[i].type & set->types && (!next || s.xid[i].seq < next->seq)) next = &s.xid[i];
     if (next) {
       set->last = next->seq;
-      *e = (event_data){&handles[next->gpu], 8, next->code, 0xffffffff, 0xffffffff};
+      *e = (event_data){&handles[next->gpu], next->type, next->code, 0xffffffff, 0xffffffff};
       return SUCCESS;
     }
     if (waited >= ms) return TIMEOUT;
@@ -532,6 +551,9 @@ EXPORT ret nvmlEventSetWait_v2(event_set *set, event_data *e, unsigned ms) {
 }
 
 #ifndef FAKENVML_OLD // what a driver of 2020 does not have
+EXPORT ret nvmlDeviceGetSupportedEventTypes(device d, u64 *types) { LOOK; *types = 0xc008; return SUCCESS; }
+typedef struct { unsigned version; u64 counts[11]; unsigned exceeded; } sram_status;
+EXPORT ret nvmlDeviceGetSramEccErrorStatus(device d, sram_status *s) { LOOK; GIVE(&s->exceeded, g.sram_exceeded, 1); }
 EXPORT ret nvmlDeviceGetMaxMigDeviceCount(device d, unsigned *n) { LOOK; *n = g.mig > 0 ? MAX_MIG : 0; return SUCCESS; }
 static struct handle mig_handles[MAX_GPUS][MAX_MIG]; // filled in as they are given out
 EXPORT ret nvmlDeviceGetMigDeviceHandleByIndex(device d, unsigned i, device *mig) {
@@ -638,7 +660,8 @@ EXPORT ret nvmlDeviceGetGpuFabricInfoV(device d, fabric_v2 *f) {
     f->cluster[n++] = (unsigned char)byte;
     p++;
   }
-  f->status = SUCCESS, f->clique = (unsigned)g.clique, f->state = 3, f->health = 0;
+  f->status = (ret)g.fabric_status, f->clique = (unsigned)g.clique;
+  f->state = (unsigned char)g.fabric_state, f->health = (unsigned)g.fabric_health;
   return SUCCESS;
 }
 
