@@ -35,7 +35,7 @@ var allowed = []struct {
 	{"pkg/mps", []string{"pkg/gpu", "pkg/resource", "internal/process"}, "serves what is offered by MPS, and nothing else", false},
 	{"pkg/cdi", []string{"pkg/gpu", "internal/durable", "internal/process"}, "a face towards the container runtime", false},
 	{"pkg/cdi/generate", []string{"pkg/cdi"}, "answers what pkg/cdi asks, in a process of its own", false},
-	{"pkg/nvml", []string{"pkg/gpu", "internal/watch"}, "an owner knows its noun and no face", false},
+	{"pkg/nvml", []string{"pkg/gpu", "internal/watch", "internal/durable"}, "an owner knows its noun and no face; health outlives the process", false},
 	{"pkg/cache", []string{"pkg/model", "internal/watch", "internal/durable"}, "an owner knows its noun and no face", false},
 	{"pkg/cache/", []string{"pkg/model", "pkg/cache/source/sourcetest"}, "a source knows the nouns, not who reads it", true},
 	{"pkg/deviceplugin", []string{"pkg/gpu", "pkg/resource"}, "a face knows what is offered, not who found out", false},

@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,10 @@ import (
 const (
 	DefaultInterval = 10 * time.Second
 	DefaultDeadline = 5 * time.Second
+
+	DefaultProbes        = 3
+	DefaultProbeInterval = 10 * time.Second
+	DefaultRelapses      = 3
 )
 
 // maxSimulated is the largest node sold today (16 GPUs, HGX-2 and p2.16xlarge).
@@ -32,8 +37,50 @@ type Config struct {
 	Deadline time.Duration
 	// Simulate, if set, makes the GPUs up; no driver is asked.
 	Simulate *Simulation
+	// Health says how health is judged and regained; the zero value follows NVIDIA's catalog.
+	Health Health
 	// Log is where what a person should know goes; nil discards it.
 	Log *slog.Logger
+}
+
+// Health is how the health of GPUs is judged, regained and kept.
+type Health struct {
+	// StateDir is where health is kept across restarts; empty means that a restart forgets it.
+	StateDir string
+	// Probes are how many good samples in a row end a trouble once there is evidence that it is over;
+	// 0 means DefaultProbes.
+	Probes int
+	// ProbeInterval is the least time between two of them; 0 means DefaultProbeInterval.
+	ProbeInterval time.Duration
+	// Relapses is how often a day a GPU may fall ill again before an operator must look; 0 means DefaultRelapses.
+	Relapses int
+	// XIDs are policies for single codes, OtherXIDs that for all others.
+	XIDs      map[uint64]XIDPolicy
+	OtherXIDs XIDPolicy
+	// Ignore are reasons out of IgnorableReasons that are notices only.
+	Ignore []gpu.Reason
+}
+
+// IgnorableReasons are the reasons that may be notices only: the GPU answers all the same.
+func IgnorableReasons() []gpu.Reason { return conditionReasons() }
+
+// rules are the finished rules.
+func (h Health) rules() (rules, error) {
+	r := rules{
+		xids: xidRules{h.XIDs, h.OtherXIDs}, ignore: map[gpu.Reason]bool{},
+		probes: cmp.Or(h.Probes, DefaultProbes), every: cmp.Or(h.ProbeInterval, DefaultProbeInterval),
+		relapses: cmp.Or(h.Relapses, DefaultRelapses),
+	}
+	if r.probes < 0 || r.every < 0 || r.relapses < 0 {
+		return r, errors.New("nvml health: probes, probe interval and relapses must be positive")
+	}
+	for _, reason := range h.Ignore {
+		if !slices.Contains(conditionReasons(), reason) {
+			return r, fmt.Errorf("nvml health ignore %q: must be one of %v", reason, conditionReasons())
+		}
+		r.ignore[reason] = true
+	}
+	return r, nil
 }
 
 // Simulation describes made-up GPUs.
@@ -61,6 +108,9 @@ type Monitor struct {
 	driver    driver
 	simulated bool
 	host      host
+	rules     rules
+	keeper    keeper
+	calls     chan func(*inventory) // for the loop, from everybody else
 	latest    watch.Value[*gpu.Snapshot]
 }
 
@@ -75,6 +125,11 @@ func New(cfg Config) (*Monitor, error) {
 		return nil, errors.New("nvml library and nvml simulate are both set: a simulation loads no library; remove one of them")
 	}
 	m := &Monitor{interval: cfg.Interval, deadline: cfg.Deadline, log: cfg.Log, host: host{sysfs: "/sys", procfs: "/proc"}}
+	m.calls = make(chan func(*inventory))
+	var err error
+	if m.rules, err = cfg.Health.rules(); err != nil {
+		return nil, err
+	}
 	if m.interval == 0 {
 		m.interval = DefaultInterval
 	}
@@ -84,14 +139,16 @@ func New(cfg Config) (*Monitor, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
+	m.keeper.log = m.log
 	if cfg.Simulate != nil {
 		sim, err := newSimDriver(*cfg.Simulate)
 		if err != nil {
 			return nil, err
 		}
+		// Nothing is kept of GPUs that are made up.
 		m.driver, m.simulated, m.host = sim, true, host{}
 	} else {
-		m.driver = newDriver(cfg.Library)
+		m.driver, m.keeper.dir = newDriver(cfg.Library), cfg.Health.StateDir
 	}
 	m.latest.Set(&gpu.Snapshot{
 		Time:      time.Now(),

@@ -1,7 +1,7 @@
 // Package nvml is the only owner of libnvidia-ml: it publishes what the driver says as gpu.Snapshot values.
 //
 // One loop (Monitor.Run) owns all state and never enters C. Those who enter C own nothing that the loop
-// reads: a reader per GPU, asked once an interval, and a listener for XID events. A C call cannot be
+// reads: a reader per GPU, asked once an interval, a listener for the driver's events, and one who counts the GPUs. A C call cannot be
 // cancelled, so an answer that misses its deadline makes that one GPU Hung until the call comes back; no
 // other GPU waits for it.
 //
@@ -9,6 +9,8 @@
 // snapshot says why there is nothing to see. The one thing it cannot ride out is a library file that was
 // replaced under the process: the dynamic linker pins the first one, so Run ends with ErrLibraryReplaced.
 //
-// An XID whose catalog action is a reset, a reboot or support keeps its GPU unhealthy until the driver is
-// initialised anew, which is the only sign of a reset that this package takes as proof.
+// Health is a verdict on evidence. What makes a GPU unhealthy is in xid.go and conditions.go, what counts as
+// evidence that it is over in trouble.go; both are functions of values. Nothing heals because this process
+// starts, or initialises the library: what was wrong is kept on disk, and only another boot, another binding of
+// the kernel driver, another version of it, or the driver's own word is evidence. An operator's is, too.
 package nvml

@@ -23,10 +23,10 @@ type session interface {
 	Driver() gpu.Driver
 	// Count is the number of GPUs, indexed from 0. A GPU that is lost may still count.
 	Count() (int, code)
-	// GPU opens the GPU at an index and registers it for XID events.
+	// GPU opens the GPU at an index and registers it for events.
 	GPU(index int) (card, code)
-	// Wait returns the next XID, or errTimeout when there was none in time.
-	Wait(timeout time.Duration) (xidEvent, code)
+	// Wait returns the next event, or errTimeout when there was none in time.
+	Wait(timeout time.Duration) (event, code)
 	// Close ends the session; no other call may be under way.
 	Close()
 }
@@ -48,10 +48,30 @@ type card interface {
 	Close()
 }
 
-// xidEvent is one XID. GPU is the index that session.GPU was called with, -1 when the driver named none.
-type xidEvent struct {
+// event is what the driver says of a GPU by itself. GPU is the index that session.GPU was called with, -1 when
+// the driver named none.
+type event struct {
 	GPU  int
-	Code uint64
+	Kind eventKind
+	Code uint64 // of an XID
+}
+
+type eventKind uint8
+
+const (
+	eventXID eventKind = iota
+	eventUnavailable
+	eventRecoveryAction // the GPU's recovery action changed
+)
+
+func (e event) String() string {
+	switch e.Kind {
+	case eventUnavailable:
+		return "GPU unavailable"
+	case eventRecoveryAction:
+		return "recovery action"
+	}
+	return fmt.Sprintf("XID %d", e.Code)
 }
 
 // op is one reading of a GPU: the unit of "not supported" and of gpu.ReadError.
@@ -88,6 +108,9 @@ const (
 	opECCCorrAggregate    op = "ecc_corrected_aggregate"
 	opECCUncorrAggregate  op = "ecc_uncorrected_aggregate"
 	opRemappedRows        op = "remapped_rows"
+	opSRAM                op = "sram"
+	opFabric              op = "fabric"
+	opPersistence         op = "persistence_mode"
 	opThrottlePower       op = "throttle_power"
 	opThrottleThermal     op = "throttle_thermal"
 	opLicense             op = "license"
@@ -114,7 +137,8 @@ var ops = []op{
 	opPerformanceState, opFanSpeed, opClockReasons,
 	opPCIeReplays, opPCIeGeneration, opPCIeWidth, opNVLinkTransmit, opNVLinkReceive,
 	opECCCorrVolatile, opECCUncorrVolatile, opECCCorrAggregate, opECCUncorrAggregate,
-	opRemappedRows, opThrottlePower, opThrottleThermal, opLicense, opRecoveryAction, opGPM,
+	opRemappedRows, opSRAM, opFabric, opPersistence,
+	opThrottlePower, opThrottleThermal, opLicense, opRecoveryAction, opGPM,
 }
 
 // code is an nvmlReturn_t (nvml.h). go-nvml's own Return.Error enters C, so it is never used.

@@ -155,7 +155,10 @@ func (s *cSession) GPU(index int) (card, code) {
 	return &cCard{driver: s.driver, handle: h}, success
 }
 
-// register asks for the XIDs of a GPU, once: a handle is opened anew after every failure. A GPU that has no
+// watched are the events that we can use; which of them a GPU has depends on it and on the driver.
+const watched = gonvml.EventTypeXidCriticalError | gonvml.EventTypeGpuUnavailableError | gonvml.EventTypeGpuRecoveryAction
+
+// register asks for the events of a GPU, once: a handle is opened anew after every failure. A GPU that has no
 // events is read all the same.
 func (s *cSession) register(h gonvml.Device, index int) {
 	if s.events == nil {
@@ -165,31 +168,51 @@ func (s *cSession) register(h gonvml.Device, index int) {
 	_, done := s.handles[h]
 	s.handles[h] = index
 	s.mu.Unlock()
-	if !done && h.RegisterEvents(gonvml.EventTypeXidCriticalError, s.events) != gonvml.SUCCESS {
+	if done {
+		return
+	}
+	types := uint64(gonvml.EventTypeXidCriticalError)
+	if s.driver.has("nvmlDeviceGetSupportedEventTypes") {
+		if all, c := h.GetSupportedEventTypes(); c == gonvml.SUCCESS {
+			types |= all & watched
+		}
+	}
+	c := h.RegisterEvents(types, s.events)
+	if c != gonvml.SUCCESS && types != gonvml.EventTypeXidCriticalError {
+		c = h.RegisterEvents(gonvml.EventTypeXidCriticalError, s.events)
+	}
+	if c != gonvml.SUCCESS {
 		s.mu.Lock()
 		delete(s.handles, h)
 		s.mu.Unlock()
 	}
 }
 
-func (s *cSession) Wait(timeout time.Duration) (xidEvent, code) {
+func (s *cSession) Wait(timeout time.Duration) (event, code) {
 	if s.events == nil {
-		return xidEvent{}, errNotSupported
+		return event{}, errNotSupported
 	}
 	e, c := s.events.Wait(uint32(timeout.Milliseconds()))
 	if c != gonvml.SUCCESS {
-		return xidEvent{}, code(c)
+		return event{}, code(c)
 	}
-	if e.EventType != gonvml.EventTypeXidCriticalError {
-		return xidEvent{}, errTimeout
+	out := event{GPU: -1}
+	switch e.EventType {
+	case gonvml.EventTypeXidCriticalError:
+		out.Code = e.EventData
+	case gonvml.EventTypeGpuUnavailableError:
+		out.Kind = eventUnavailable
+	case gonvml.EventTypeGpuRecoveryAction:
+		out.Kind = eventRecoveryAction
+	default:
+		return event{}, errTimeout
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	index, known := s.handles[e.Device]
-	if !known {
-		index = -1
+	if index, known := s.handles[e.Device]; known {
+		out.GPU = index
 	}
-	return xidEvent{GPU: index, Code: e.EventData}, success
+	return out, success
 }
 
 func (s *cSession) Close() {

@@ -56,7 +56,7 @@ func child(t *testing.T, library string) {
 
 func open(t *testing.T, library string) *Monitor {
 	t.Helper()
-	m, err := New(Config{Library: library, Interval: 50 * time.Millisecond, Deadline: 300 * time.Millisecond})
+	m, err := New(Config{Library: library, Interval: 50 * time.Millisecond, Deadline: 300 * time.Millisecond, Health: Health{ProbeInterval: time.Millisecond}})
 	require.NoError(t, err)
 	m.host = host{sysfs: t.TempDir(), procfs: t.TempDir()}
 	run(t, m)
@@ -110,7 +110,8 @@ func TestThroughTheRealLoader(t *testing.T) {
 		ECCCorrectedVolatile: new(uint64(0)), ECCUncorrectedVolatile: new(uint64(0)),
 		ECCCorrectedAggregate: new(uint64(0)), ECCUncorrectedAggregate: new(uint64(0)),
 		RemappedRowsCorrectable: new(uint64(0)), RemappedRowsUncorrectable: new(uint64(0)),
-		RowRemapPending: new(false), RowRemapFailed: new(false),
+		RowRemapPending: new(false), RowRemapFailed: new(false), SRAMThresholdExceeded: new(false),
+		FabricState: new(uint64(3)), FabricStatus: new(uint64(0)), FabricHealth: new(uint64(0)), PersistenceMode: new(true),
 		ThrottlePower: new(0.0), ThrottleThermal: new(0.0),
 	}, stats)
 	s = await(t, m, "GPM metrics", func(s *gpu.Snapshot) bool { return read(s) && s.Devices[2].Stats.SMActive != nil })

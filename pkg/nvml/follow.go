@@ -15,34 +15,47 @@ type slot struct {
 	reader *reader
 	gpu    *tracked // nil until somebody is known to sit there
 
+	round    int       // of the last sample that was asked for
+	asked    time.Time // of that sample
+	wanted   bool      // another one is due, outside its turn
 	pending  bool
 	deadline time.Time // of the pending sample
 	hung     bool      // the pending sample missed its deadline
 	heard    bool      // it answered or missed its deadline at least once
 	last     answer    // the last final one
+	early    []event   // that came before it was known who sits here
 }
 
-// follow runs one session: it starts a reader per GPU and the listener, and publishes what they say until
+const (
+	// askGap is the least time between two samples outside a GPU's turn: a storm of XIDs asks no more often.
+	askGap = 100 * time.Millisecond
+	// maxEarly bounds slot.early.
+	maxEarly = 64
+	// strayEvery is how often events of no known GPU are logged.
+	strayEvery = time.Minute
+)
+
+// session runs one session: it starts a reader per GPU and the listener, and publishes what they say until
 // ctx is done (nil) or the driver must be opened again (why).
-func (m *Monitor) follow(ctx context.Context, s session, count int, inv *inventory) error {
+func (m *Monitor) session(ctx context.Context, s session, count int, inv *inventory) error {
 	f := &follower{Monitor: m, inv: inv, slots: make([]slot, count)}
 	quit := make(chan struct{})
 	answers, notices := make(chan answer), make(chan notice)
-	var readers, listeners sync.WaitGroup
+	var callers sync.WaitGroup
 	for i := range f.slots {
 		r := newReader(i, s, m.host)
 		f.slots[i].reader = r
-		readers.Go(func() { r.run(quit, answers) })
+		callers.Go(func() { r.run(quit, answers) })
 	}
-	f.listen = func() { listeners.Go(func() { listen(s, m.interval, quit, notices) }) }
+	callers.Go(func() { listen(s, quit, notices) })
+	callers.Go(func() { countGPUs(s, m.interval, quit, notices) })
 
 	err := f.loop(ctx, answers, notices)
 
 	close(quit)
 	gone := make(chan struct{})
 	go func() {
-		readers.Wait()
-		listeners.Wait()
+		callers.Wait()
 		s.Close() // only here: it must not run beside another call
 		close(gone)
 	}()
@@ -52,6 +65,10 @@ func (m *Monitor) follow(ctx context.Context, s session, count int, inv *invento
 	case <-gone:
 	case <-left.C:
 		m.log.Warn("a driver call is stuck; leaving it behind")
+		if errors.Is(err, errReleased) {
+			inv.released.done(errors.New("a driver call is stuck: the driver cannot be let go of; only the end of the agent's process, or a reboot, can help"))
+			inv.released = nil
+		}
 	}
 	return err
 }
@@ -61,9 +78,11 @@ type follower struct {
 	*Monitor
 	inv     *inventory
 	slots   []slot
-	listen  func() // starts the listener
-	settled bool   // every slot was heard of: the inventory may be shown
-	dirty   bool   // something is not published yet
+	settled bool // every slot was heard of: the inventory may be shown
+	dirty   bool // something is not published yet
+
+	strays  int // events of no known GPU since strayed
+	strayed time.Time
 }
 
 func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-chan notice) error {
@@ -91,6 +110,11 @@ func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-ch
 			urgent = urgent || f.idle() // the round is complete
 		case n := <-notices:
 			urgent, err = f.hear(n)
+		case call := <-f.calls:
+			call(f.inv)
+			if f.inv.released != nil {
+				err = errReleased
+			}
 		case <-flush.C:
 			urgent = f.dirty
 		}
@@ -104,6 +128,7 @@ func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-ch
 		if f.dirty && !wasDirty {
 			flush.Reset(settle)
 		}
+		f.askWanted()
 		late.Reset(f.untilLate())
 	}
 }
@@ -118,8 +143,19 @@ func (f *follower) askAll() {
 }
 
 func (f *follower) ask(s *slot) {
-	s.pending, s.hung, s.deadline = true, false, time.Now().Add(f.deadline)
+	now := time.Now()
+	s.pending, s.hung, s.wanted, s.asked, s.deadline = true, false, false, now, now.Add(f.deadline)
+	s.round++
 	s.reader.ask <- struct{}{}
+}
+
+// askWanted asks those of whom something must be known before their turn.
+func (f *follower) askWanted() {
+	for i := range f.slots {
+		if s := &f.slots[i]; s.wanted && !s.pending && time.Since(s.asked) >= askGap {
+			f.ask(s)
+		}
+	}
 }
 
 // idle says that no answer is due: all there is to know is known.
@@ -132,12 +168,15 @@ func (f *follower) idle() bool {
 	return true
 }
 
-// untilLate is the time to the nearest deadline.
+// untilLate is the time to the nearest deadline, or to the next sample outside its turn.
 func (f *follower) untilLate() time.Duration {
 	next := f.interval
 	for _, s := range f.slots {
-		if s.pending && !s.hung {
+		switch {
+		case s.pending && !s.hung:
 			next = min(next, time.Until(s.deadline))
+		case s.wanted && !s.pending:
+			next = min(next, askGap-time.Since(s.asked))
 		}
 	}
 	return max(next, 0)
@@ -153,8 +192,8 @@ func (f *follower) expire() (urgent bool) {
 		}
 		s.hung, s.heard = true, true
 		if s.gpu != nil {
-			before := s.gpu.health()
-			s.gpu.hung(f.deadline, now)
+			before := s.gpu.verdict()
+			f.inv.hung(s.gpu, f.deadline, now)
 			f.say(s.gpu, before)
 		}
 		f.dirty, urgent = true, true
@@ -185,8 +224,8 @@ func (f *follower) take(a answer) (urgent bool, err error) {
 	if s.gpu == nil {
 		return urgent, nil
 	}
-	before := s.gpu.health()
-	changed := s.gpu.read(a, time.Now())
+	before := s.gpu.verdict()
+	changed := f.inv.read(s.gpu, a, s.round, time.Now())
 	f.say(s.gpu, before)
 	return urgent || changed, nil
 }
@@ -194,15 +233,24 @@ func (f *follower) take(a answer) (urgent bool, err error) {
 // identify notes who sits in a slot.
 func (f *follower) identify(s *slot, a answer) (urgent bool) {
 	g := f.inv.byUUID(a.device)
-	g.device = a.device
+	g.device, g.binding = a.device, a.binding
 	if s.gpu == g {
 		return false
 	}
-	s.gpu = g
+	f.seat(s, g)
 	if f.settled {
 		f.reconcile()
 	}
 	return true
+}
+
+// seat notes that a GPU sits in a slot, and tells it what was heard of it before.
+func (f *follower) seat(s *slot, g *tracked) {
+	s.gpu = g
+	for _, e := range s.early {
+		f.event(s, e)
+	}
+	s.early = nil
 }
 
 // settle shows the inventory once every slot was heard of, not before: the kubelet must not see three GPUs,
@@ -218,7 +266,6 @@ func (f *follower) settle() bool {
 	}
 	f.settled = true
 	f.reconcile()
-	f.listen()
 	return true
 }
 
@@ -247,51 +294,86 @@ func (f *follower) reconcile() {
 			f.log.Warn("a GPU does not say who it is and is in no list", "gpu", i, "why", why)
 			continue
 		case s.hung:
-			g.hung(f.deadline, now)
+			f.inv.hung(g, f.deadline, now)
 		default:
-			g.read(s.last, now)
+			f.inv.read(g, s.last, s.round, now)
 		}
-		s.gpu, bound[g] = g, true
+		bound[g] = true
+		f.seat(s, g)
 	}
 	for _, g := range f.inv.gpus {
 		if !bound[g] {
-			before := g.health()
-			g.unlisted(now)
+			before := g.verdict()
+			f.inv.unlisted(g, now)
 			f.say(g, before)
 		}
 	}
 }
 
-// hear takes over what the listener says.
+// hear takes over what the listener and the counter say.
 func (f *follower) hear(n notice) (urgent bool, err error) {
 	switch {
 	case n.fault.driverGone():
 		return false, errors.New(n.fault.explain())
-	case n.xid == nil && n.fault == success && n.count != len(f.slots):
+	case n.event == nil && n.fault == success && n.count != len(f.slots):
 		return false, fmt.Errorf("%w from %d to %d", errRescan, len(f.slots), n.count)
-	case n.xid == nil:
+	case n.event == nil:
 		return false, nil
 	}
-	i := n.xid.GPU
-	if i < 0 || i >= len(f.slots) || f.slots[i].gpu == nil {
-		f.log.Warn("XID of no known GPU", "xid", n.xid.Code)
+	i := n.event.GPU
+	if i < 0 || i >= len(f.slots) {
+		f.stray(*n.event)
 		return false, nil
 	}
-	g := f.slots[i].gpu
-	before := g.health()
+	s := &f.slots[i]
+	if s.gpu == nil {
+		if len(s.early) < maxEarly {
+			s.early = append(s.early, *n.event)
+		}
+		return false, nil
+	}
+	return f.event(s, *n.event), nil
+}
+
+// event judges an event of a GPU. A verdict is shown at once, but for an error that may yet turn out to have
+// been contained: the driver says so within a moment, if it does.
+func (f *follower) event(s *slot, e event) (urgent bool) {
+	g, now := s.gpu, time.Now()
+	before := g.verdict()
 	f.dirty = true
-	urgent = g.countXID(n.xid.Code, time.Now())
+	switch e.Kind {
+	case eventXID:
+		s.wanted = f.inv.countXID(g, e.Code, s.round+1, now) || s.wanted
+	case eventUnavailable:
+		f.inv.rules.unavailable(&g.state, f.inv.marks(g), now)
+		s.wanted = true
+	case eventRecoveryAction:
+		s.wanted = true
+	}
 	f.say(g, before)
-	return urgent, nil
+	if act, _ := f.inv.rules.xids.judge(e.Code); e.Kind == eventXID && act == untilContained {
+		return false
+	}
+	return g.verdict() != before
+}
+
+// stray logs an event of no known GPU, and how many more there were, now and then.
+func (f *follower) stray(e event) {
+	f.strays++
+	if time.Since(f.strayed) < strayEvery {
+		return
+	}
+	f.log.Warn("events of no known GPU", "count", f.strays, "the last", e.String())
+	f.strays, f.strayed = 0, time.Now()
 }
 
 // say tells a person when a GPU's health is no longer what it was.
 func (f *follower) say(g *tracked, before gpu.Health) {
-	now := g.health()
+	now := g.verdict()
 	switch {
 	case now.Reason == before.Reason && now.Text == before.Text:
 	case now.OK():
-		f.log.Info("GPU healthy again", "gpu", g.device.Index, "uuid", g.device.UUID, "was", before.Reason)
+		f.log.Info("GPU healthy again", "gpu", g.device.Index, "uuid", g.device.UUID, "was", before.Reason, "evidence", g.state.evidence)
 	default:
 		f.log.Warn("GPU unhealthy", "gpu", g.device.Index, "uuid", g.device.UUID,
 			"reason", now.Reason, "text", now.Text, "needs", now.Needs)

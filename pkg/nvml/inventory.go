@@ -15,14 +15,23 @@ type inventory struct {
 	driver       gpu.Driver
 	gpus         []*tracked
 	unidentified int // GPUs that the driver counts and that have never said who they are
+
+	rules      rules
+	boot       string // id of this boot of the node
+	sessions   int    // that were opened
+	released   *release
+	closedByUs bool                   // the driver is let go of
+	remembered map[gpu.UUID]gpuRecord // kept from before this start, of GPUs not seen since
+	stateError string                 // why what was kept could not be read
 }
 
 // tracked is one physical GPU.
 type tracked struct {
 	device gpu.Device // Health, Stats, XIDs and ReadErrors are filled in when a snapshot is made
 
-	access gpu.Health // lost, hung, unreadable; healthy as soon as it answers
-	xid    gpu.Health // sticky until the driver is opened anew
+	away    gpu.Health // there is no driver to ask, for all GPUs alike; healthy otherwise
+	state   health
+	binding uint64 // see marks
 
 	stats      *gpu.Stats
 	lastSample time.Time
@@ -49,8 +58,22 @@ func (inv *inventory) byUUID(d gpu.Device) *tracked {
 		}
 	}
 	g := &tracked{device: d, xids: map[uint64]gpu.XIDCount{}, errors: map[failure]uint64{}}
+	if kept, ok := inv.remembered[d.UUID]; ok {
+		g.state.restore(kept)
+		delete(inv.remembered, d.UUID)
+	}
 	inv.gpus = append(inv.gpus, g)
 	return g
+}
+
+// uuids are the identities of all GPUs, sorted.
+func (inv *inventory) uuids() []string {
+	var ids []string
+	for _, g := range inv.gpus {
+		ids = append(ids, string(g.device.UUID))
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // byIndex returns the GPU last seen at an index, or nil.
@@ -63,62 +86,77 @@ func (inv *inventory) byIndex(index int) *tracked {
 	return nil
 }
 
-// opened starts a new session with the driver. An initialisation follows every reset and driver reload,
-// so it is what ends an XID's verdict.
+// opened starts a new session with the driver. That by itself heals nothing.
 func (inv *inventory) opened(d gpu.Driver) {
 	inv.driver = d
+	inv.sessions++
 	inv.unidentified = 0
 	for _, g := range inv.gpus {
-		g.xid = gpu.Health{}
 		g.nvlink = nvlinkCount{}
 	}
 }
 
 // closed says that there is no driver, and so no GPU that a pod could use.
 func (inv *inventory) closed(why string, now time.Time) {
-	inv.driver = gpu.Driver{Error: why}
+	inv.leave(gpu.Driver{Error: why}, gpu.Health{Reason: gpu.Lost, Text: "no driver: " + why, Since: now})
+}
+
+// rest says that an operator had us let go of the driver.
+func (inv *inventory) rest(now time.Time) {
+	why := fmt.Sprintf("released by an operator until %s: gpu-agent devices resume ends it sooner",
+		inv.released.until.UTC().Format(time.RFC3339))
+	inv.leave(gpu.Driver{Error: why}, gpu.Health{Reason: gpu.Released, Text: why, Since: now, Needs: gpu.Operator})
+}
+
+// leave takes all GPUs out of use until they are read again.
+func (inv *inventory) leave(d gpu.Driver, why gpu.Health) {
+	inv.driver = d
 	for _, g := range inv.gpus {
-		g.stats = nil
-		g.setAccess(gpu.Health{Reason: gpu.Lost, Text: "no driver: " + why}, now)
+		h := why
+		if g.away.Reason == h.Reason {
+			h.Since = g.away.Since
+		}
+		g.stats, g.away = nil, h
 	}
 }
 
-// setAccess changes the access health; Since is kept while the reason is.
-func (g *tracked) setAccess(h gpu.Health, now time.Time) (changed bool) {
-	if h.OK() {
-		changed = !g.access.OK()
-		g.access = gpu.Health{}
-		return changed
+// verdict is the health that counts.
+func (g *tracked) verdict() gpu.Health {
+	if !g.away.OK() {
+		return g.away
 	}
-	changed = g.access.Reason != h.Reason || g.access.Text != h.Text
-	h.Since = now
-	if g.access.Reason == h.Reason {
-		h.Since = g.access.Since
-	}
-	g.access = h
-	return changed
+	return g.state.verdict()
 }
 
-// health is the verdict that counts: a GPU that cannot be reached first, then what its XIDs say.
-func (g *tracked) health() gpu.Health {
-	if !g.access.OK() {
-		return g.access
+// marks are what is known of a GPU that only a reset or a reboot changes, its readings apart.
+func (inv *inventory) marks(g *tracked) marks {
+	m := marks{Boot: inv.boot, Driver: inv.driver.Version, Binding: g.binding}
+	if g.stats != nil {
+		m = factsOf(g.stats, m, true).marks
 	}
-	return g.xid
+	return m
 }
 
-// read takes over the readings, or why there are none.
-func (g *tracked) read(a answer, now time.Time) (changed bool) {
+// read takes over the readings, or why there are none. round is the sample's number.
+func (inv *inventory) read(g *tracked, a answer, round int, now time.Time) (changed bool) {
+	before := g.verdict()
+	g.away = gpu.Health{}
 	for _, f := range a.failures {
 		g.errors[f]++
 	}
 	if a.stats == nil {
 		g.stats = nil
-		return g.setAccess(faultHealth(a), now)
+		inv.rules.unreached(&g.state, faultHealth(a), inv.marks(g), now)
+		inv.rules.answer(&g.state, round, nil, inv.marks(g))
+		return g.verdict() != before
 	}
 	g.stats, g.lastSample = a.stats, a.taken
 	g.rateNVLink(a.taken)
-	return g.setAccess(gpu.Health{}, now)
+	held := g.state.session == inv.sessions || g.state.persistent && is(a.stats.PersistenceMode)
+	f := facts{marks: inv.marks(g), stats: a.stats, held: held}
+	inv.rules.answer(&g.state, round, a.stats.RecoveryAction, f.marks)
+	inv.rules.sampled(&g.state, f, inv.sessions, now)
+	return g.verdict() != before
 }
 
 // faultHealth is the verdict on a GPU that gave no readings.
@@ -141,37 +179,36 @@ func faultHealth(a answer) gpu.Health {
 }
 
 // hung takes note of a sample that missed its deadline.
-func (g *tracked) hung(after time.Duration, now time.Time) {
-	g.stats = nil
+func (inv *inventory) hung(g *tracked, after time.Duration, now time.Time) {
+	g.stats, g.away = nil, gpu.Health{}
 	g.errors[failure{opSample, missedDeadline}]++
-	g.setAccess(gpu.Health{
+	inv.rules.unreached(&g.state, gpu.Health{
 		Reason: gpu.Hung,
 		Text:   fmt.Sprintf("a driver call has not come back for more than %s", after),
 		Needs:  gpu.RebootNode,
-	}, now)
+	}, inv.marks(g), now)
 }
 
 // unlisted takes note that the driver no longer counts this GPU.
-func (g *tracked) unlisted(now time.Time) {
-	g.stats = nil
-	g.setAccess(gpu.Health{Reason: gpu.Lost, Text: "the driver no longer lists it", Needs: gpu.RebootNode}, now)
+func (inv *inventory) unlisted(g *tracked, now time.Time) {
+	g.stats, g.away = nil, gpu.Health{}
+	inv.rules.unreached(&g.state, gpu.Health{
+		Reason: gpu.Lost, Text: "the driver no longer lists it", Needs: gpu.RebootNode,
+	}, inv.marks(g), now)
 }
 
-// countXID takes note of an XID and judges it.
-func (g *tracked) countXID(xid uint64, now time.Time) (changed bool) {
+// countXID takes note of an XID and judges it. It reports whether the driver is to be asked about it, which
+// the sample of that round answers.
+func (inv *inventory) countXID(g *tracked, xid uint64, round int, now time.Time) (ask bool) {
 	n := g.xids[xid]
 	n.Code, n.Count, n.Last = xid, n.Count+1, now
 	g.xids[xid] = n
-	h := judgeXID(xid)
-	if h.OK() || !g.xid.OK() && severity(g.xid.Needs) >= severity(h.Needs) {
+	ask = inv.rules.xid(&g.state, xid, round, inv.marks(g), now)
+	if ask && g.stats != nil && g.stats.RecoveryAction == nil {
+		inv.rules.answer(&g.state, round, nil, inv.marks(g)) // this driver has no answer
 		return false
 	}
-	h.Since = now
-	if !g.xid.OK() {
-		h.Since = g.xid.Since
-	}
-	g.xid = h
-	return true
+	return ask
 }
 
 // rateNVLink turns the two counters into a rate. They go back to 0 with the driver: then there is no rate.
@@ -191,7 +228,7 @@ func (g *tracked) rateNVLink(now time.Time) {
 
 // snapshot is an immutable copy.
 func (inv *inventory) snapshot(simulated bool, now time.Time) *gpu.Snapshot {
-	s := &gpu.Snapshot{Time: now, Driver: inv.driver, Simulated: simulated, Unidentified: inv.unidentified}
+	s := &gpu.Snapshot{Time: now, Driver: inv.driver, Simulated: simulated, Unidentified: inv.unidentified, StateError: inv.stateError}
 	for _, g := range inv.gpus {
 		d := g.device
 		if d.Fabric != nil {
@@ -201,7 +238,7 @@ func (inv *inventory) snapshot(simulated bool, now time.Time) *gpu.Snapshot {
 		if g.stats == nil {
 			d.Instances = unread(d.Instances)
 		}
-		d.Health, d.Stats, d.LastSample = g.health(), g.stats, g.lastSample
+		d.Health, d.Notices, d.Stats, d.LastSample = g.verdict(), g.state.noticed(), g.stats, g.lastSample
 		d.XIDs = slices.SortedFunc(maps.Values(g.xids), func(a, b gpu.XIDCount) int { return cmp.Compare(a.Code, b.Code) })
 		for f, n := range g.errors {
 			d.ReadErrors = append(d.ReadErrors, gpu.ReadError{Op: string(f.op), Return: f.code.String(), Count: n})

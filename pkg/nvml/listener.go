@@ -5,56 +5,59 @@ import "time"
 // listenFor bounds one wait for events, and so how long a stop waits for the listener.
 const listenFor = time.Second
 
-// notice is what the listener tells the loop: an XID, how many GPUs there are, or that Count failed.
+// notice is what the listener and the counter tell the loop: an event, how many GPUs there are, or that Count
+// failed.
 type notice struct {
-	xid   *xidEvent
+	event *event
 	count int
 	fault code // of Count
 }
 
-// listen forwards XIDs, and counts the GPUs once an interval, until quit is closed.
-// A driver without events is only counted.
-func listen(s session, interval time.Duration, quit <-chan struct{}, notices chan<- notice) {
-	send := func(n notice) {
-		select {
-		case notices <- n:
-		case <-quit:
-		}
-	}
-	pause := func(d time.Duration) {
-		t := time.NewTimer(d)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-quit:
-		}
-	}
-	counted, silent := time.Now(), false
+// listen forwards events until quit is closed, or at once when the driver has none. It makes no other call
+// than the wait, which no hung GPU holds up.
+func listen(s session, quit <-chan struct{}, notices chan<- notice) {
 	for {
 		select {
 		case <-quit:
 			return
 		default:
 		}
-		if time.Since(counted) >= interval {
-			counted = time.Now()
-			n, c := s.Count()
-			send(notice{count: n, fault: c})
-		}
-		if silent {
-			pause(listenFor)
-			continue
-		}
 		e, c := s.Wait(listenFor)
 		switch {
 		case c == success:
-			send(notice{xid: &e})
+			select {
+			case notices <- notice{event: &e}:
+			case <-quit:
+			}
 		case c == errTimeout:
 		case c.unsupported():
-			silent = true
+			return
 		default:
 			// A lost GPU makes every wait return at once; without a pause this would be a busy loop.
-			pause(listenFor)
+			idle(listenFor, quit)
 		}
+	}
+}
+
+// countGPUs counts the GPUs once an interval until quit is closed. The call may hang with a GPU.
+func countGPUs(s session, interval time.Duration, quit <-chan struct{}, notices chan<- notice) {
+	for idle(interval, quit) {
+		n, c := s.Count()
+		select {
+		case notices <- notice{count: n, fault: c}:
+		case <-quit:
+		}
+	}
+}
+
+// idle waits for d, or until quit is closed, and then reports false.
+func idle(d time.Duration, quit <-chan struct{}) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-quit:
+		return false
 	}
 }

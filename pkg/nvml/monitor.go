@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
@@ -27,23 +29,55 @@ var errRescan = errors.New("the number of GPUs changed")
 // Run keeps the snapshot fresh until ctx is done, and then returns nil. A driver that is missing or lost is
 // no error. Run returns ErrLibraryReplaced when only a restart of the process can help. Call it once.
 func (m *Monitor) Run(ctx context.Context) error {
-	inv := &inventory{}
+	inv := &inventory{rules: m.rules, boot: m.bootID()}
+	kept, err := m.keeper.load()
+	if err != nil {
+		m.log.Error(err.Error())
+		inv.stateError = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	inv.recall(kept, time.Now())
+	if m.keeper.dir != "" {
+		quit, written := make(chan struct{}), make(chan struct{})
+		go func() { m.keeper.run(quit); close(written) }()
+		defer m.keep(quit, written, inv)
+	}
+	return m.follow(ctx, inv)
+}
+
+// keep gives the last record some time to reach the disk.
+func (m *Monitor) keep(quit chan<- struct{}, written <-chan struct{}, inv *inventory) {
+	m.keeper.keep(inv.encode())
+	close(quit)
+	select {
+	case <-written:
+	case <-time.After(parting):
+		m.log.Error("the disk is stuck: the health of the GPUs may not be kept", "dir", m.keeper.dir)
+	}
+}
+
+// follow runs one session with the driver after the other.
+func (m *Monitor) follow(ctx context.Context, inv *inventory) error {
 	retry := retryMin
 	said := ""
 	for {
+		if inv.released != nil && !m.rest(ctx, inv) {
+			return nil
+		}
 		opened := time.Now()
 		s, count, err := m.open(ctx, inv)
 		if err == nil {
 			m.log.Info("driver opened", "version", inv.driver.Version, "gpus", count)
-			err = m.follow(ctx, s, count, inv)
+			err = m.session(ctx, s, count, inv)
 		}
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if errors.Is(err, ErrLibraryReplaced) {
+		case errors.Is(err, ErrLibraryReplaced):
 			return err
-		}
-		if errors.Is(err, errRescan) {
+		case errors.Is(err, errReleased):
+			said, retry = "", retryMin
+			continue
+		case errors.Is(err, errRescan):
 			m.log.Info("opening the driver again", "why", err)
 			said, retry = "", retryMin
 			continue
@@ -57,14 +91,22 @@ func (m *Monitor) Run(ctx context.Context) error {
 			said = err.Error()
 			m.log.Warn("no GPU driver; trying again until there is one", "why", said)
 		}
-		if !sleep(ctx, retry) {
+		if !m.pause(ctx, inv, retry) {
 			return nil
 		}
 		retry = min(2*retry, retryMax)
 	}
 }
 
-func (m *Monitor) publish(inv *inventory) { m.latest.Set(inv.snapshot(m.simulated, time.Now())) }
+// publish shows the inventory to everybody, and has what must not be forgotten written to the disk.
+func (m *Monitor) publish(inv *inventory) {
+	m.keeper.keep(inv.encode())
+	s := inv.snapshot(m.simulated, time.Now())
+	if err := m.keeper.err(); err != nil {
+		s.StateError = "the health of the GPUs cannot be kept: a restart would forget it: " + err.Error()
+	}
+	m.latest.Set(s)
+}
 
 // open opens the driver and counts the GPUs. When that takes longer than the deadline it says so in the
 // snapshot and goes on waiting: a second attempt would only get stuck behind the first.
@@ -99,8 +141,14 @@ func (m *Monitor) open(ctx context.Context, inv *inventory) (session, int, error
 				return nil, 0, r.err
 			}
 			r.driver.Loaded = true
+			if inv.released != nil {
+				r.session.Close()
+				return nil, 0, errReleased
+			}
 			inv.opened(r.driver)
 			return r.session, r.count, nil
+		case call := <-m.calls:
+			call(inv)
 		case <-late.C:
 			why := fmt.Sprintf("initialising the driver has taken more than %s; still waiting for it", m.deadline)
 			m.log.Warn(why)
@@ -120,14 +168,27 @@ func (m *Monitor) open(ctx context.Context, inv *inventory) (session, int, error
 	}
 }
 
-// sleep waits for d, or until ctx is done, and then reports false.
-func sleep(ctx context.Context, d time.Duration) bool {
+// pause waits for d, or for a release, or until ctx is done, and then reports false.
+func (m *Monitor) pause(ctx context.Context, inv *inventory, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
+	for inv.released == nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case call := <-m.calls:
+			call(inv)
+		case <-t.C:
+			return true
+		}
 	}
+	return true
+}
+
+// bootID names the present boot of the node; empty where the kernel does not say.
+func (m *Monitor) bootID() string {
+	if m.host.procfs == "" {
+		return ""
+	}
+	return readLine(filepath.Join(m.host.procfs, "sys/kernel/random/boot_id"))
 }

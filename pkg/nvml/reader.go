@@ -15,6 +15,7 @@ type answer struct {
 
 	identified bool
 	device     gpu.Device // when identified; Health, Stats and counts are the loop's
+	binding    uint64     // see marks; 0 when unknown
 
 	stats    *gpu.Stats // nil when the GPU could not be read
 	taken    time.Time  // of stats
@@ -135,6 +136,9 @@ func (r *reader) identify() answer {
 	}
 	if c := r.card.Identify(&r.device); c != success {
 		return fail(opIdentify, c)
+	}
+	if r.host.sysfs != "" {
+		a.binding = bindingOf(r.host.sysfs, r.device.PCIBusID)
 	}
 	was := r.device.MIGEnabled
 	c := r.partition()

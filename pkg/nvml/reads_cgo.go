@@ -157,6 +157,33 @@ var cReads = map[op]cRead{
 		}
 		return ret
 	}},
+	opSRAM: {sym("nvmlDeviceGetSramEccErrorStatus"), func(c *cCard, s *gpu.Stats) gonvml.Return {
+		e, ret := c.handle.GetSramEccErrorStatus()
+		if ret == gonvml.SUCCESS {
+			s.SRAMThresholdExceeded = new(e.BThresholdExceeded != 0)
+		}
+		if ret == gonvml.ERROR_NO_PERMISSION { // root only: asking again is pointless
+			return gonvml.ERROR_NOT_SUPPORTED
+		}
+		return ret
+	}},
+	opFabric: {sym("nvmlDeviceGetGpuFabricInfoV"), func(c *cCard, s *gpu.Stats) gonvml.Return {
+		f, ret := c.handle.GetGpuFabricInfoV().V2()
+		if ret == gonvml.SUCCESS {
+			s.FabricState, s.FabricHealth = new(uint64(f.State)), new(uint64(f.HealthMask))
+			if f.State == gonvml.GPU_FABRIC_STATE_COMPLETED { // nvml.h: only then it means anything
+				s.FabricStatus = new(uint64(f.Status))
+			}
+		}
+		return ret
+	}},
+	opPersistence: {sym("nvmlDeviceGetPersistenceMode"), func(c *cCard, s *gpu.Stats) gonvml.Return {
+		mode, ret := c.handle.GetPersistenceMode()
+		if ret == gonvml.SUCCESS {
+			s.PersistenceMode = new(mode == gonvml.FEATURE_ENABLED)
+		}
+		return ret
+	}},
 	opThrottlePower: {sym("nvmlDeviceGetFieldValues"), func(c *cCard, s *gpu.Stats) gonvml.Return {
 		ns, ret := c.field(gonvml.FI_DEV_PERF_POLICY_POWER, 0, anyType)
 		return scaled(&s.ThrottlePower, ns, 1e-9, ret)
@@ -181,6 +208,7 @@ var symbolNames = slices.Concat(readSymbols(), migSymbols, attributeSymbols, lin
 	"nvmlDeviceGetMinorNumber", "nvmlDeviceGetSerial", "nvmlDeviceGetVbiosVersion", "nvmlDeviceGetCudaComputeCapability",
 	"nvmlDeviceGetGpuFabricInfoV",
 	"nvmlEventSetCreate", "nvmlEventSetFree", "nvmlEventSetWait", "nvmlEventSetWait_v2", "nvmlDeviceRegisterEvents",
+	"nvmlDeviceGetSupportedEventTypes",
 	"nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmMetricsGet", "nvmlGpmMigSampleGet",
 })
 

@@ -25,7 +25,12 @@ type script struct {
 	gone    code // what every call answers, when not success
 	version string
 	cards   []*scriptCard
-	events  chan xidEvent
+	events  chan event
+
+	waitFault code          // of Wait, when not success: it returns at once
+	waits     int           // calls of Wait
+	countHang chan struct{} // while not nil, Count blocks on it once it was asked a first time
+	counts    int
 }
 
 type scriptCard struct {
@@ -38,6 +43,8 @@ type scriptCard struct {
 	readHang chan struct{} // the same, readings only
 	asked    map[op]int    // calls of Read
 	nvlink   uint64
+	bus      string
+	readings map[op]func(*gpu.Stats) // what Read answers, in place of the default
 
 	mig           bool
 	instances     []gpu.Instance
@@ -49,9 +56,9 @@ type scriptCard struct {
 }
 
 func newScript(n int) *script {
-	d := &script{version: "550.163.01", events: make(chan xidEvent, 2000)}
+	d := &script{version: "550.163.01", events: make(chan event, 2000)}
 	for i := range n {
-		d.cards = append(d.cards, &scriptCard{d: d, uuid: fmt.Sprintf("GPU-%d", i), faults: map[op]code{}, asked: map[op]int{}})
+		d.cards = append(d.cards, &scriptCard{d: d, uuid: fmt.Sprintf("GPU-%d", i), faults: map[op]code{}, asked: map[op]int{}, readings: map[op]func(*gpu.Stats){}})
 	}
 	return d
 }
@@ -87,6 +94,15 @@ func (d *script) Driver() gpu.Driver {
 
 func (d *script) Count() (int, code) {
 	d.mu.Lock()
+	hang := d.countHang
+	if d.counts++; d.counts == 1 {
+		hang = nil
+	}
+	d.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.cards), d.gone
 }
@@ -102,14 +118,21 @@ func (d *script) GPU(i int) (card, code) {
 	return c, ret
 }
 
-func (d *script) Wait(timeout time.Duration) (xidEvent, code) {
+func (d *script) Wait(timeout time.Duration) (event, code) {
+	d.mu.Lock()
+	d.waits++
+	fault := d.waitFault
+	d.mu.Unlock()
+	if fault != success {
+		return event{}, fault
+	}
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
 	case e := <-d.events:
 		return e, success
 	case <-t.C:
-		return xidEvent{}, errTimeout
+		return event{}, errTimeout
 	}
 }
 
@@ -167,7 +190,7 @@ func (c *scriptCard) Identify(d *gpu.Device) code {
 		<-hang
 	}
 	if ret == success {
-		d.UUID, d.Name = gpu.UUID(c.uuid), "NVIDIA Test"
+		d.UUID, d.Name, d.PCIBusID = gpu.UUID(c.uuid), "NVIDIA Test", c.bus
 	}
 	return ret
 }
@@ -176,7 +199,7 @@ func (c *scriptCard) Read(o op, s *gpu.Stats) code {
 	c.d.mu.Lock()
 	c.asked[o]++
 	hang, readHang, ret := c.hang, c.readHang, max(c.fault, c.d.gone, c.faults[o])
-	nvlink := c.nvlink
+	nvlink, reading := c.nvlink, c.readings[o]
 	c.d.mu.Unlock()
 	for _, h := range []chan struct{}{hang, readHang} {
 		if h != nil {
@@ -185,6 +208,10 @@ func (c *scriptCard) Read(o op, s *gpu.Stats) code {
 	}
 	if ret != success {
 		return ret
+	}
+	if reading != nil {
+		reading(s)
+		return success
 	}
 	switch o {
 	case opMemory:
@@ -202,11 +229,16 @@ func (c *scriptCard) Read(o op, s *gpu.Stats) code {
 // play runs a Monitor on a script in a bubble of fake time. Ticks are 10 s apart, from 0.
 func play(t *testing.T, d func() *script, test func(t *testing.T, m *Monitor, d *script)) {
 	t.Helper()
+	playWith(t, Config{}, host{}, d, test)
+}
+
+func playWith(t *testing.T, cfg Config, h host, d func() *script, test func(t *testing.T, m *Monitor, d *script)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		m, err := New(Config{})
+		m, err := New(cfg)
 		require.NoError(t, err)
 		s := d()
-		m.driver, m.host = s, host{}
+		m.driver, m.host = s, h
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- m.Run(ctx) }()
@@ -284,8 +316,10 @@ func TestOneHungGPULeavesTheOthersLiveAtEveryTick(t *testing.T) {
 		d.do(func() { d.cards[3].hang = nil })
 		close(hang)
 		synctest.Wait()
-		require.True(t, m.Get().Devices[3].Health.OK())
 		require.NotNil(t, m.Get().Devices[3].Stats, "it was asked anew as soon as it came back")
+		require.False(t, m.Get().Devices[3].Health.OK(), "one good sample is no recovery")
+		pass(30 * time.Second)
+		require.True(t, m.Get().Devices[3].Health.OK())
 	})
 }
 
@@ -315,9 +349,11 @@ func TestALostGPUIsUnhealthyAndComesBack(t *testing.T) {
 				require.NotEmpty(t, s.Devices[2].ReadErrors)
 
 				d.do(func() { d.cards[2].fault, d.cards[2].handle = success, success })
+				pass(20 * time.Second)
+				require.Equal(t, 7, m.Get().HealthyCount(), "two good samples are no recovery")
+				require.NotNil(t, m.Get().Devices[2].Stats)
 				pass(10 * time.Second)
 				require.Equal(t, 8, m.Get().HealthyCount())
-				require.NotNil(t, m.Get().Devices[2].Stats)
 			})
 		})
 	}
@@ -377,7 +413,7 @@ func TestAStuckInitialisationIsSaidAndWaitedFor(t *testing.T) {
 
 func TestALostDriverKeepsTheInventoryAndIsOpenedAgain(t *testing.T) {
 	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
-		d.events <- xidEvent{GPU: 1, Code: 79}
+		d.events <- event{GPU: 1, Code: 79}
 		synctest.Wait()
 		require.Equal(t, gpu.XID, m.Get().Devices[1].Health.Reason)
 		d.do(func() { d.gone, d.openErr = errDriverNotLoaded, errors.New("driver unloaded") })
@@ -397,7 +433,7 @@ func TestALostDriverKeepsTheInventoryAndIsOpenedAgain(t *testing.T) {
 		pass(retryMax)
 		s = m.Get()
 		require.Equal(t, "560.1", s.Driver.Version)
-		require.Equal(t, 7, s.HealthyCount(), "an initialisation ends the verdict of XID 79")
+		require.Equal(t, 7, s.HealthyCount(), "another version of the driver ends the verdict of XID 79")
 		require.Equal(t, gpu.UUID("GPU-5"), s.Devices[5].UUID, "it is known by its index")
 		require.Equal(t, "identify: ERROR_GPU_IS_LOST: the GPU has fallen off the bus", s.Devices[5].Health.Text)
 		require.Zero(t, s.Unidentified)
@@ -435,7 +471,7 @@ func TestAGPUThatNeverSaidWhoItIsIsCounted(t *testing.T) {
 func TestAnXIDStormIsCountedAndFewSnapshots(t *testing.T) {
 	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
 		for range 1000 {
-			d.events <- xidEvent{GPU: 4, Code: 13}
+			d.events <- event{GPU: 4, Code: 13}
 		}
 		snapshots, stop := 0, time.After(time.Second)
 		for range 1000 {
@@ -458,14 +494,14 @@ func TestAnXIDStormIsCountedAndFewSnapshots(t *testing.T) {
 
 func TestXIDsAreJudgedByTheCatalog(t *testing.T) {
 	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
-		d.events <- xidEvent{GPU: 4, Code: 119}
+		d.events <- event{GPU: 4, Code: 119}
 		synctest.Wait()
 		h := m.Get().Devices[4].Health
 		require.Equal(t, gpu.Health{Reason: gpu.XID, Text: "XID 119 (GSP_RPC_TIMEOUT)", Needs: gpu.ResetGPU, Since: h.Since}, h)
 		require.NotNil(t, m.Get().Devices[4].Stats, "it is still read")
-		d.events <- xidEvent{GPU: 4, Code: 79}
-		d.events <- xidEvent{GPU: 4, Code: 119}
-		d.events <- xidEvent{GPU: -1, Code: 79}
+		d.events <- event{GPU: 4, Code: 79}
+		d.events <- event{GPU: 4, Code: 119}
+		d.events <- event{GPU: -1, Code: 79}
 		pass(time.Minute)
 		after := m.Get().Devices[4].Health
 		require.Equal(t, gpu.RebootNode, after.Needs, "the worst counts")

@@ -79,7 +79,7 @@ func (s simSession) Count() (int, code) { return s.count, success }
 
 func (s simSession) GPU(i int) (card, code) { return simCard{s, i}, success }
 
-func (s simSession) Wait(time.Duration) (xidEvent, code) { return xidEvent{}, errNotSupported }
+func (s simSession) Wait(time.Duration) (event, code) { return event{}, errNotSupported }
 
 func (s simSession) Close() {}
 
@@ -239,6 +239,18 @@ func (c simCard) Read(o op, s *gpu.Stats) code {
 		}
 		s.RemappedRowsCorrectable, s.RemappedRowsUncorrectable = new(uint64(0)), new(uint64(0))
 		s.RowRemapPending, s.RowRemapFailed = new(false), new(false)
+	case opSRAM:
+		if !m.hbm {
+			return errNotSupported
+		}
+		s.SRAMThresholdExceeded = new(false)
+	case opFabric:
+		if !m.fabric {
+			return errNotSupported
+		}
+		s.FabricState, s.FabricStatus, s.FabricHealth = new(uint64(fabricCompleted)), new(uint64(0)), new(uint64(0))
+	case opPersistence:
+		s.PersistenceMode = new(true)
 	case opThrottlePower:
 		s.ThrottlePower = new(0.01 * l.integral)
 	case opThrottleThermal:

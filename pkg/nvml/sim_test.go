@@ -187,22 +187,3 @@ func TestPCIFactsComeFromSysfs(t *testing.T) {
 	require.Zero(t, d.PCIClass)
 	require.Empty(t, d.PCIPath)
 }
-
-func TestEveryXIDOfTheCatalogIsJudged(t *testing.T) {
-	require.Len(t, xidCatalog, 172)
-	for _, tc := range []struct {
-		xid   uint64
-		needs gpu.Remedy
-		ok    bool
-	}{
-		{13, "", true}, {31, "", true}, {43, "", true}, {45, "", true}, {63, "", true}, {94, "", true}, {154, "", true},
-		{48, gpu.ResetGPU, false}, {64, gpu.ResetGPU, false}, {74, gpu.ResetGPU, false}, {95, gpu.ResetGPU, false},
-		{109, gpu.ResetGPU, false}, {119, gpu.ResetGPU, false}, {149, gpu.ResetGPU, false},
-		{79, gpu.RebootNode, false}, {151, gpu.RebootNode, false}, {59, gpu.Support, false}, {999, gpu.Support, false},
-	} {
-		h := judgeXID(tc.xid)
-		require.Equal(t, tc.ok, h.OK(), "XID %d", tc.xid)
-		require.Equal(t, tc.needs, h.Needs, "XID %d", tc.xid)
-	}
-	require.Equal(t, "XID 79 (ROBUST_CHANNEL_GPU_HAS_FALLEN_OFF_THE_BUS)", judgeXID(79).Text)
-}

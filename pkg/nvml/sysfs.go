@@ -25,6 +25,15 @@ func lookUpPCI(sysfs string, d *gpu.Device) {
 	d.PCIPath = pciPath(dir)
 }
 
+// bindingOf names the present binding of a PCI device to its kernel driver: see marks. 0 when there is none.
+func bindingOf(sysfs, busID string) uint64 {
+	info, err := os.Lstat(filepath.Join(sysfs, "bus/pci/devices", sysfsBusID(busID), "driver"))
+	if err != nil {
+		return 0
+	}
+	return inode(info)
+}
+
 // pciPath is the real path of a device's folder from the root complex on: the kernel nests a function in the
 // folder of the bridge above it.
 func pciPath(dir string) []string {

@@ -1,0 +1,142 @@
+package nvml
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/internal/watch"
+)
+
+const (
+	recordName = "health.json"
+	// writeAgain is the pause after a write that failed.
+	writeAgain = 10 * time.Second
+)
+
+// keeper writes the newest record to the disk. It does so beside the loop, which must not wait for a disk.
+// A keeper without a directory keeps nothing and never fails.
+type keeper struct {
+	dir  string
+	disk durable.Disk
+	log  *slog.Logger
+
+	last   edition // owned by the loop
+	wanted watch.Value[edition]
+	done   watch.Value[kept]
+}
+
+// edition is one state of the record.
+type edition struct {
+	number int
+	data   []byte
+}
+
+// kept is the last edition that was tried, and why it is not on the disk.
+type kept struct {
+	number int
+	err    error
+}
+
+// load reads what was kept. A file that makes no sense is moved aside, so that it can be looked at, and what
+// is returned with the error is empty: its GPUs are then judged by what the driver says now.
+func (k *keeper) load() (record, error) {
+	if k.dir == "" {
+		return record{}, nil
+	}
+	path := filepath.Join(k.dir, recordName)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, nil
+	}
+	var r record
+	if err == nil {
+		r, err = decodeRecord(data)
+	}
+	if err == nil {
+		k.last.data = data
+		return r, nil
+	}
+	aside := path + ".damaged"
+	err = fmt.Errorf("which GPUs were unhealthy before this start is not known: %s cannot be read (%w); it is now %s", path, err, aside)
+	return record{}, errors.Join(err, k.disk.Rename(path, aside))
+}
+
+// keep asks for an edition with this content and returns its number.
+func (k *keeper) keep(data []byte) int {
+	if k.dir != "" && !bytes.Equal(data, k.last.data) {
+		k.last = edition{k.last.number + 1, data}
+		k.wanted.Set(k.last)
+	}
+	return k.last.number
+}
+
+// err is why the newest edition that was tried is not on the disk.
+func (k *keeper) err() error { return k.done.Get().err }
+
+// await waits until an edition, or a newer one, was tried.
+func (k *keeper) await(ctx context.Context, number int) error {
+	for {
+		done, changed := k.done.Watch()
+		if done.number >= number {
+			return done.err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// run writes until quit is closed, and then once more if something is not on the disk.
+func (k *keeper) run(quit <-chan struct{}) {
+	for {
+		next, changed := k.wanted.Watch()
+		done := k.done.Get()
+		if next.number > done.number || done.err != nil {
+			done = kept{next.number, k.write(next.data)}
+			k.say(done.err)
+			k.done.Set(done)
+		}
+		var again <-chan time.Time
+		if done.err != nil {
+			again = time.After(writeAgain)
+		}
+		select {
+		case <-changed:
+		case <-again:
+		case <-quit:
+			if next = k.wanted.Get(); next.number > done.number {
+				k.done.Set(kept{next.number, k.write(next.data)})
+				k.say(k.err())
+			}
+			return
+		}
+	}
+}
+
+func (k *keeper) write(data []byte) error {
+	if err := k.disk.MkdirAll(k.dir, 0o755); err != nil {
+		return err
+	}
+	return k.disk.WriteFile(filepath.Join(k.dir, recordName), data, 0o600)
+}
+
+// say tells a person once when writing begins to fail, and when it works again.
+func (k *keeper) say(err error) {
+	before := k.err()
+	switch {
+	case err != nil && (before == nil || before.Error() != err.Error()):
+		k.log.Error("the health of the GPUs cannot be kept: a restart would forget it", "error", err)
+	case err == nil && before != nil:
+		k.log.Info("the health of the GPUs is kept again", "dir", k.dir)
+	}
+}
