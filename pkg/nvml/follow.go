@@ -233,6 +233,9 @@ func (f *follower) take(a answer) (urgent bool, err error) {
 // identify notes who sits in a slot.
 func (f *follower) identify(s *slot, a answer) (urgent bool) {
 	g := f.inv.byUUID(a.device)
+	if was, now := describeMIG(g.device), describeMIG(a.device); was != now {
+		f.log.Info("MIG changed", "gpu", a.device.Index, "uuid", a.device.UUID, "was", was, "now", now)
+	}
 	g.device, g.binding = a.device, a.binding
 	if s.gpu == g {
 		return false

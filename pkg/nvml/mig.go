@@ -56,3 +56,21 @@ func nameCapabilities(instances []gpu.Instance, minors map[string]int) {
 		in.GIMinor, in.CIMinor = find("gi%d/access", in.GI), find("gi%d/ci%d/access", in.GI, in.CI)
 	}
 }
+
+// describeMIG is how a GPU is split, for people: "off", "on: 3g.40gb 1g.10gb", with a change that waits.
+func describeMIG(d gpu.Device) string {
+	text := "off"
+	if d.MIGEnabled {
+		text = "on, no instance"
+	}
+	for i, in := range d.Instances {
+		if i == 0 {
+			text = "on:"
+		}
+		text += " " + in.Profile
+	}
+	if d.MIGPending {
+		text += "; a change of the mode waits for a reset"
+	}
+	return text
+}

@@ -1,8 +1,11 @@
 package nvml
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +54,21 @@ func TestMIGInstancesComeAndGoWithoutARestart(t *testing.T) {
 		require.Empty(t, dev.Instances)
 		require.Empty(t, dev.ReadErrors)
 		require.Equal(t, 8, m.Get().HealthyCount())
+	})
+}
+
+func TestAMIGChangeIsSaidOnce(t *testing.T) {
+	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+		var log bytes.Buffer
+		m.log = slog.New(slog.NewTextHandler(&log, nil))
+		d.do(d.cards[2].split)
+		pass(30 * time.Second)
+		d.do(func() { d.cards[2].instances = nil })
+		pass(30 * time.Second)
+		require.Equal(t, 2, strings.Count(log.String(), "MIG changed"))
+		require.Contains(t, log.String(), `gpu=2 uuid=GPU-2 was=off now="on: 3g.40gb 1g.10gb"`)
+		require.Contains(t, log.String(), `was="on: 3g.40gb 1g.10gb" now="on, no instance"`)
+		require.Equal(t, "on: ; a change of the mode waits for a reset", describeMIG(gpu.Device{MIGEnabled: true, MIGPending: true, Instances: make([]gpu.Instance, 1)}))
 	})
 }
 
