@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/stats"
 	api "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
@@ -32,6 +34,7 @@ type endpoint struct {
 	since   time.Time
 	server  *grpc.Server
 	served  chan struct{} // closed when the server has ended
+	conns   connections
 
 	mu      sync.Mutex
 	streams int  // open; guarded by mu
@@ -56,7 +59,7 @@ func (p *Plugin) register(ctx context.Context, name string, kubelet os.FileInfo)
 }
 
 func (p *Plugin) serve(name string) (*endpoint, error) {
-	socket := filepath.Join(p.cfg.Dir, socketName(name))
+	socket := filepath.Join(p.cfg.Dir, socketName(name, p.others.born))
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		return nil, fmt.Errorf("open own socket: %w", err)
@@ -65,10 +68,11 @@ func (p *Plugin) serve(name string) (*endpoint, error) {
 		service: service{plugin: p, resource: name},
 		socket:  socket,
 		file:    fileAt(socket),
-		// Without waiting for handlers a stream could still send after Run has returned.
-		server: grpc.NewServer(grpc.WaitForHandlers(true)),
-		served: make(chan struct{}),
+		served:  make(chan struct{}),
+		conns:   connections{ended: p.wake},
 	}
+	// Without waiting for handlers a stream could still send after Run has returned.
+	e.server = grpc.NewServer(grpc.WaitForHandlers(true), grpc.StatsHandler(&e.conns))
 	api.RegisterDevicePluginServer(e.server, e)
 	go func() {
 		defer close(e.served)
@@ -78,11 +82,12 @@ func (p *Plugin) serve(name string) (*endpoint, error) {
 	return e, nil
 }
 
-// socketName is new each time, across processes too: in a container every instance has the same pid.
-func socketName(name string) string {
+// socketName is new each time, across processes too: in a container every instance has the same pid. It
+// says when its instance was born, see instances.
+func socketName(name, born string) string {
 	slug := strings.NewReplacer("/", "-", ".", "-").Replace(strings.ToLower(name))
-	slug = slug[:min(len(slug), 32)] // a socket's path holds 107 bytes
-	return socketPrefix + slug + "-" + strings.ToLower(rand.Text()[:12]) + socketSuffix
+	slug = slug[:min(len(slug), 28)] // a socket's path holds 107 bytes
+	return fmt.Sprintf("%s%s-%s-%s%s", socketPrefix, slug, born, strings.ToLower(rand.Text()[:12]), socketSuffix)
 }
 
 func (p *Plugin) kubeletSocket() string { return filepath.Join(p.cfg.Dir, "kubelet.sock") }
@@ -109,6 +114,8 @@ var ( // why a registration is over
 	errSocketRemoved    = errors.New("own socket was removed")
 	errStreamEnded      = errors.New("the kubelet ended the stream")
 	errNoStream         = errors.New("the kubelet opened no stream")
+	errHungUp           = errors.New("the kubelet closed its connection before it opened a stream")
+	errOvertaken        = errors.New("an older instance has registered later")
 	errServerEnded      = errors.New("own server ended")
 )
 
@@ -130,6 +137,8 @@ func (e *endpoint) fault(kubelet os.FileInfo, now time.Time) error {
 		return errSocketRemoved
 	case used && streams == 0:
 		return errStreamEnded
+	case !used && e.conns.open.Load() == 0:
+		return errHungUp
 	case !used && now.Sub(e.since) > streamTimeout:
 		return errNoStream
 	}
@@ -156,3 +165,29 @@ func (e *endpoint) ListAndWatch(in *api.Empty, stream grpc.ServerStreamingServer
 	}()
 	return e.service.ListAndWatch(in, stream)
 }
+
+// connections counts the open ones. It is a grpc/stats.Handler.
+type connections struct {
+	open  atomic.Int32
+	ended func() // told of each end
+}
+
+// HandleConn counts.
+func (c *connections) HandleConn(_ context.Context, what stats.ConnStats) {
+	switch what.(type) {
+	case *stats.ConnBegin:
+		c.open.Add(1)
+	case *stats.ConnEnd:
+		c.open.Add(-1)
+		c.ended()
+	}
+}
+
+// TagConn adds nothing.
+func (c *connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// TagRPC adds nothing.
+func (c *connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// HandleRPC does not look at calls.
+func (c *connections) HandleRPC(context.Context, stats.RPCStats) {}

@@ -8,9 +8,9 @@ import (
 const (
 	firstDelay = 100 * time.Millisecond
 	maxDelay   = 5 * time.Second
-	// settled is how long a registration must have lived for the next one to come at once. Two
-	// instances on a kubelet of 1.36 or older end each other's streams: without it they would do so
-	// as fast as they can.
+	// settled is how long a registration must have lived for the next one to come soon. Two instances on
+	// a kubelet of 1.36 or older end each other's streams: without it they would do so as fast as they
+	// can.
 	settled = 10 * time.Second
 	// Between looks without a sign that anything changed: inotify queues overflow, and it may be missing.
 	lookWatched   = maxDelay
@@ -45,12 +45,12 @@ func (p *pace) attempted(kubelet os.FileInfo, now time.Time, err error) {
 	}
 }
 
-// ended notes that a registration made at since is over.
+// ended notes that a registration made at since is over. Even one that lasted is not renewed in the same
+// moment: a kubelet of 1.36 or older, while it ends the old connection, would close the new one.
 func (p *pace) ended(since, now time.Time, why error) {
 	p.err = why
 	if now.Sub(since) >= settled {
-		p.delay, p.notBefore = 0, now
-		return
+		p.delay = 0
 	}
 	p.wait(now)
 }

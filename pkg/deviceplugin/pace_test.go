@@ -59,7 +59,8 @@ func TestRegistrationsThatDoNotLastAreSpaced(t *testing.T) {
 	}
 	p.attempted(kubelet, now, nil)
 	p.ended(now, now.Add(settled), errStreamEnded)
-	require.NoError(t, p.allows(kubelet, now.Add(settled)), "one that lasted is renewed at once")
+	require.ErrorIs(t, p.allows(kubelet, now.Add(settled)), errStreamEnded, "an older kubelet is still closing it")
+	require.NoError(t, p.allows(kubelet, now.Add(settled+firstDelay)), "one that lasted is renewed soon")
 }
 
 func TestLooksOftenWhereNothingWakesIt(t *testing.T) {
@@ -83,8 +84,8 @@ func TestAFileInAReusedInodeIsAnotherFile(t *testing.T) {
 
 func TestSocketNamesAreFreshAndShort(t *testing.T) {
 	t.Parallel()
-	name := socketName("nvidia.com/" + strings.Repeat("g", 63))
-	require.NotEqual(t, name, socketName("nvidia.com/"+strings.Repeat("g", 63)))
+	name := socketName("nvidia.com/"+strings.Repeat("g", 63), stamp(time.Now()))
+	require.NotEqual(t, name, socketName("nvidia.com/"+strings.Repeat("g", 63), stamp(time.Now())))
 	require.Less(t, len("/var/lib/kubelet/device-plugins/"+name), 108)
-	require.Regexp(t, `^gpu-agent-nvidia-com-gpu-[a-z0-9]{12}\.sock$`, socketName("nvidia.com/gpu"))
+	require.Regexp(t, `^gpu-agent-nvidia-com-gpu-[a-z0-9]{9}-[a-z0-9]{12}\.sock$`, socketName("nvidia.com/gpu", stamp(time.Now())))
 }

@@ -7,6 +7,10 @@
 // newest snapshot to whoever asks; on the way out nothing is sent, since an empty list would take
 // the devices from another instance that has already taken over (DaemonSet with maxSurge).
 //
+// Two instances on one node, as during an upgrade, do not fight: the older keeps what it has and does
+// not register again while a newer one lives. A kubelet of 1.36 or older knows one endpoint of a
+// resource, the one registered last; it must be the one that stays.
+//
 // Not survived: the plugin folder itself replaced by another while it is mounted into our container.
 // The mount then shows the old folder for good, and only a restart of the pod sees the new one.
 package deviceplugin
@@ -18,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,7 +38,15 @@ type Config struct {
 	// Allocated, if set, is told after each answer to Allocate: the kubelet then soon knows which pod
 	// holds which GPU. It must not block.
 	Allocated func()
+	// Elsewhere, if set, says why nothing must be offered here, such as that a DRA driver offers the
+	// same GPUs; "" is that nothing stands against it.
+	Elsewhere Elsewhere
 	Log       *slog.Logger // nil discards
+}
+
+// Elsewhere is a latest value to be watched as Snapshots is.
+type Elsewhere interface {
+	Watch() (why string, changed <-chan struct{})
 }
 
 // Snapshots is where the newest snapshot comes from. The channel is closed once a newer one is there.
@@ -41,9 +54,15 @@ type Snapshots interface {
 	Watch() (*gpu.Snapshot, <-chan struct{})
 }
 
+// Policies is where the newest policy comes from, in the same way. A resource that a new one no longer
+// offers is taken from the kubelet; pods that hold units of it run on.
+type Policies interface {
+	Watch() (resource.Policy, <-chan struct{})
+}
+
 // Status is how the plugin stands with the kubelet.
 type Status struct {
-	Registered bool  // every resource ever offered is registered; false before the first
+	Registered bool  // every resource offered is registered; false before the first
 	Err        error // why not, for people; nil when registered
 	Endpoints  []Endpoint
 	// Since the start; they never decrease.
@@ -61,7 +80,7 @@ type Endpoint struct {
 // Plugin is the device plugin. Status is safe for concurrent use; Run is called once.
 type Plugin struct {
 	cfg       Config
-	policy    resource.Policy
+	policies  Policies
 	snapshots Snapshots
 
 	ended       chan struct{} // a stream or a server ended; holds one, more say no more
@@ -71,27 +90,33 @@ type Plugin struct {
 	status Status // guarded by mu, but for Allocations
 
 	// Owned by Run.
-	known         []string // resources ever offered, sorted
+	known         []string // resources offered since the policy is in force, sorted
+	edited        bool     // the policy is newer than known
+	others        instances
 	endpoints     map[string]*endpoint
 	pace          pace
 	registrations uint64
 }
 
 // New builds a plugin that does nothing until Run.
-func New(cfg Config, policy resource.Policy, snapshots Snapshots) *Plugin {
+func New(cfg Config, policies Policies, snapshots Snapshots) *Plugin {
 	cfg.Dir = cmp.Or(cfg.Dir, "/var/lib/kubelet/device-plugins")
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Plugin{
-		cfg: cfg, policy: policy, snapshots: snapshots,
+		cfg: cfg, policies: policies, snapshots: snapshots,
 		ended:     make(chan struct{}, 1),
 		endpoints: map[string]*endpoint{},
 		status:    Status{Err: errNoDevices},
+		others:    instances{born: stamp(time.Now())},
 	}
 }
 
-var errNoDevices = errors.New("no GPU known yet")
+var (
+	errNoDevices = errors.New("no GPU known yet")
+	errTakenOver = errors.New("a newer instance has taken over")
+)
 
 // Status is the present state.
 func (p *Plugin) Status() Status {
@@ -105,19 +130,17 @@ func (p *Plugin) Status() Status {
 // Run keeps the plugin registered until ctx is done, and then returns nil, with its sockets removed.
 // Nothing that the kubelet or the node does is an error: it waits, and Status says for what.
 func (p *Plugin) Run(ctx context.Context) error {
-	if p.policy.Resource() == "" {
+	if policy, _ := p.policies.Watch(); policy.Resource() == "" {
 		return errors.New("device plugin: the policy was not made by resource.NewPolicy")
 	}
 	folder := openFolder(p.cfg.Dir, p.cfg.Log)
 	defer folder.close()
-	defer func() {
-		for name := range p.endpoints {
-			p.drop(name)
-		}
-	}()
+	defer p.dropAll()
 	for {
 		snapshot, changed := p.snapshots.Watch()
-		err := p.reconcile(ctx, snapshot, folder)
+		policy, edited := p.policies.Watch()
+		why, elsewhere := p.elsewhere()
+		err := p.reconcile(ctx, policy, snapshot, folder, why)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -129,6 +152,9 @@ func (p *Plugin) Run(ctx context.Context) error {
 			again.Stop()
 			return nil
 		case <-changed:
+		case <-edited:
+			p.edited = true
+		case <-elsewhere:
 		case <-folder.events():
 		case <-folder.errors():
 		case <-p.ended:
@@ -138,23 +164,30 @@ func (p *Plugin) Run(ctx context.Context) error {
 	}
 }
 
-// reconcile makes one attempt to have every known resource registered; its error says what is missing.
-func (p *Plugin) reconcile(ctx context.Context, s *gpu.Snapshot, folder *folder) error {
-	p.learn(s)
+func (p *Plugin) elsewhere() (string, <-chan struct{}) {
+	if p.cfg.Elsewhere == nil {
+		return "", nil
+	}
+	return p.cfg.Elsewhere.Watch()
+}
+
+// reconcile makes one attempt to have every known resource registered, and no other; its error says
+// what is missing.
+func (p *Plugin) reconcile(ctx context.Context, policy resource.Policy, s *gpu.Snapshot, folder *folder, elsewhere string) error {
+	if elsewhere != "" {
+		p.dropAll()
+		return errors.New(elsewhere)
+	}
+	p.learn(policy, s)
 	if len(p.known) == 0 {
 		return waitingForGPUs(s)
 	}
 	if err := folder.look(); err != nil {
 		return err
 	}
+	p.others.look(p.cfg.Dir, time.Now())
 	kubelet := fileAt(p.kubeletSocket())
-	for name, e := range p.endpoints {
-		if why := e.fault(kubelet, time.Now()); why != nil {
-			p.cfg.Log.Info("registration ended", "resource", name, "socket", e.socket, "why", why)
-			p.pace.ended(e.since, time.Now(), why)
-			p.drop(name)
-		}
-	}
+	p.dropFaulty(kubelet)
 	if len(p.endpoints) == len(p.known) {
 		return nil
 	}
@@ -164,7 +197,31 @@ func (p *Plugin) reconcile(ctx context.Context, s *gpu.Snapshot, folder *folder)
 	if err := p.pace.allows(kubelet, time.Now()); err != nil {
 		return err
 	}
+	if p.others.yields(time.Now()) {
+		return errTakenOver
+	}
 	sweep(p.cfg.Dir, p.sockets(), p.cfg.Log)
+	err := p.registerMissing(ctx, kubelet)
+	p.pace.attempted(kubelet, time.Now(), err)
+	return err
+}
+
+// dropFaulty closes the registrations that are of no more use.
+func (p *Plugin) dropFaulty(kubelet os.FileInfo) {
+	for name, e := range p.endpoints {
+		why := e.fault(kubelet, time.Now())
+		if why == nil && p.others.older.After(e.file.ModTime()) {
+			why = errOvertaken
+		}
+		if why != nil {
+			p.cfg.Log.Info("registration ended", "resource", name, "socket", e.socket, "why", why)
+			p.pace.ended(e.since, time.Now(), why)
+			p.drop(name)
+		}
+	}
+}
+
+func (p *Plugin) registerMissing(ctx context.Context, kubelet os.FileInfo) error {
 	var errs []error
 	for _, name := range p.known {
 		if p.endpoints[name] != nil {
@@ -177,20 +234,28 @@ func (p *Plugin) reconcile(ctx context.Context, s *gpu.Snapshot, folder *folder)
 		}
 		p.endpoints[name] = e
 	}
-	err := errors.Join(errs...)
-	p.pace.attempted(kubelet, time.Now(), err)
-	return err
+	return errors.Join(errs...)
 }
 
-// learn adds what is offered to what is registered. Nothing is announced before a driver was there,
-// and what was announced once stays registered: what became of it is said on its streams.
-func (p *Plugin) learn(s *gpu.Snapshot) {
+// learn adds what is offered to what is registered. Nothing is announced before a driver was there, and
+// what was announced once stays registered while the policy does: what became of it is said on its
+// streams. Under a new policy what is not offered any more goes.
+func (p *Plugin) learn(policy resource.Policy, s *gpu.Snapshot) {
 	if s == nil || !s.Driver.Loaded {
 		return
 	}
-	for _, o := range p.policy.Offers(s) {
+	if p.edited {
+		p.known, p.edited = nil, false
+	}
+	for _, o := range policy.Offers(s) {
 		if i, found := slices.BinarySearch(p.known, o.Resource); !found {
 			p.known = slices.Insert(p.known, i, o.Resource)
+		}
+	}
+	for name := range p.endpoints {
+		if _, offered := slices.BinarySearch(p.known, name); !offered {
+			p.cfg.Log.Info("not offered any more", "resource", name)
+			p.drop(name)
 		}
 	}
 }
@@ -207,6 +272,12 @@ func (p *Plugin) drop(name string) {
 	e := p.endpoints[name]
 	delete(p.endpoints, name)
 	e.close()
+}
+
+func (p *Plugin) dropAll() {
+	for name := range p.endpoints {
+		p.drop(name)
+	}
 }
 
 func (p *Plugin) sockets() []string {

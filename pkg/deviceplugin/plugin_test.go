@@ -36,6 +36,8 @@ type node struct {
 	dir       string
 	kubelet   *kubelettest.Kubelet
 	snapshots watch.Value[*gpu.Snapshot]
+	elsewhere watch.Value[string]
+	policies  *watch.Value[resource.Policy] // of the plugin started last
 	plugin    *deviceplugin.Plugin
 	stop      func() // the plugin, and waits for it
 }
@@ -50,6 +52,13 @@ func newNode(t *testing.T, s *gpu.Snapshot, cfg resource.Config) *node {
 	return n
 }
 
+func policy(t *testing.T, cfg resource.Config) resource.Policy {
+	t.Helper()
+	p, err := resource.NewPolicy(cfg)
+	require.NoError(t, err)
+	return p
+}
+
 // shortDir: a socket's path holds 107 bytes, and t.TempDir takes most of them.
 func shortDir(t *testing.T) string {
 	t.Helper()
@@ -60,10 +69,11 @@ func shortDir(t *testing.T) string {
 }
 
 func (n *node) start(cfg resource.Config) (*deviceplugin.Plugin, func()) {
-	policy, err := resource.NewPolicy(cfg)
-	require.NoError(n.t, err)
+	policies := &watch.Value[resource.Policy]{}
+	policies.Set(policy(n.t, cfg))
+	n.policies = policies
 	log := slog.New(slog.NewTextHandler(n.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	plugin := deviceplugin.New(deviceplugin.Config{Dir: n.dir, Log: log}, policy, &n.snapshots)
+	plugin := deviceplugin.New(deviceplugin.Config{Dir: n.dir, Elsewhere: &n.elsewhere, Log: log}, policies, &n.snapshots)
 	ctx, cancel := context.WithCancel(n.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- plugin.Run(ctx) }()

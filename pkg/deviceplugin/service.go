@@ -13,7 +13,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
-// service answers the kubelet's calls for one resource from the newest snapshot. It has no state.
+// service answers the kubelet's calls for one resource from the newest snapshot and policy. It has no state.
 type service struct {
 	api.UnimplementedDevicePluginServer
 	plugin   *Plugin
@@ -34,7 +34,8 @@ func (s *service) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[a
 	var sent []resource.Unit
 	for first := true; ; first = false {
 		snapshot, changed := s.plugin.snapshots.Watch()
-		if units := s.units(snapshot); first || !slices.Equal(units, sent) {
+		policy, edited := s.plugin.policies.Watch()
+		if units := s.units(policy, snapshot); first || !slices.Equal(units, sent) {
 			if err := stream.Send(&api.ListAndWatchResponse{Devices: devices(units)}); err != nil {
 				return err
 			}
@@ -42,6 +43,7 @@ func (s *service) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[a
 		}
 		select {
 		case <-changed:
+		case <-edited:
 		case <-stream.Context().Done():
 			return nil
 		}
@@ -49,8 +51,8 @@ func (s *service) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[a
 }
 
 // units is the list as far as the kubelet can see it: it has no field for a reason.
-func (s *service) units(snapshot *gpu.Snapshot) []resource.Unit {
-	for _, offer := range s.plugin.policy.Offers(snapshot) {
+func (s *service) units(policy resource.Policy, snapshot *gpu.Snapshot) []resource.Unit {
+	for _, offer := range policy.Offers(snapshot) {
 		if offer.Resource != s.resource {
 			continue
 		}
@@ -61,6 +63,13 @@ func (s *service) units(snapshot *gpu.Snapshot) []resource.Unit {
 		return units
 	}
 	return nil
+}
+
+// now is what calls are answered from.
+func (s *service) now() (resource.Policy, *gpu.Snapshot) {
+	policy, _ := s.plugin.policies.Watch()
+	snapshot, _ := s.plugin.snapshots.Watch()
+	return policy, snapshot
 }
 
 func devices(units []resource.Unit) []*api.Device {
@@ -81,10 +90,10 @@ func devices(units []resource.Unit) []*api.Device {
 // GetPreferredAllocation never returns an error: the kubelet rejects the pod for it, and fills up a
 // short answer by itself.
 func (s *service) GetPreferredAllocation(_ context.Context, in *api.PreferredAllocationRequest) (*api.PreferredAllocationResponse, error) {
-	snapshot, _ := s.plugin.snapshots.Watch()
+	policy, snapshot := s.now()
 	out := &api.PreferredAllocationResponse{}
 	for _, c := range in.GetContainerRequests() {
-		picked := s.plugin.policy.Prefer(snapshot, convert[resource.ID](c.GetAvailableDeviceIDs()),
+		picked := policy.Prefer(snapshot, convert[resource.ID](c.GetAvailableDeviceIDs()),
 			convert[resource.ID](c.GetMustIncludeDeviceIDs()), int(c.GetAllocationSize()))
 		out.ContainerResponses = append(out.ContainerResponses,
 			&api.ContainerPreferredAllocationResponse{DeviceIDs: convert[string](picked)})
@@ -94,10 +103,10 @@ func (s *service) GetPreferredAllocation(_ context.Context, in *api.PreferredAll
 
 // Allocate answers all containers or none; its error is what the person sees in the pod's event.
 func (s *service) Allocate(_ context.Context, in *api.AllocateRequest) (*api.AllocateResponse, error) {
-	snapshot, _ := s.plugin.snapshots.Watch()
+	policy, snapshot := s.now()
 	out := &api.AllocateResponse{}
 	for _, c := range in.GetContainerRequests() {
-		edits, err := s.plugin.policy.Edits(snapshot, convert[resource.ID](c.GetDevicesIds()))
+		edits, err := policy.Edits(snapshot, convert[resource.ID](c.GetDevicesIds()))
 		if err != nil {
 			s.plugin.cfg.Log.Warn("allocation refused", "resource", s.resource, "err", err)
 			return nil, status.Error(codes.FailedPrecondition, err.Error())

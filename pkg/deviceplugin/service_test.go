@@ -43,9 +43,11 @@ func TestAListIsSentWhenTheKubeletWouldSeeADifference(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policy, err := resource.NewPolicy(resource.Config{})
 		require.NoError(t, err)
+		var policies watch.Value[resource.Policy]
+		policies.Set(policy)
 		var snapshots watch.Value[*gpu.Snapshot]
 		snapshots.Set(gputest.Node(8))
-		s := &service{plugin: New(Config{}, policy, &snapshots), resource: "nvidia.com/gpu"}
+		s := &service{plugin: New(Config{}, &policies, &snapshots), resource: "nvidia.com/gpu"}
 		ctx, cancel := context.WithCancel(t.Context())
 		stream := &recorded{ctx: ctx}
 		done := make(chan error, 1)

@@ -33,6 +33,8 @@ type apiServer struct {
 
 	conditions []map[string]any          // in the node's status
 	events     map[string]map[string]any // in namespace default, by name
+	slices     map[string][]string       // names of ResourceSlices, by the version that is served
+	selector   string                    // of the last list of them
 }
 
 type apply struct {
@@ -63,6 +65,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s.fail != 0:
 		refuse(w, s.fail, metav1.StatusReasonForbidden, "nodes is forbidden")
+	case strings.HasPrefix(r.URL.Path, "/apis/resource.k8s.io/"):
+		s.listSlices(w, r)
 	case r.Method == http.MethodPost && r.URL.Path == "/api/v1/namespaces/default/events":
 		s.create(w, r)
 	case r.Method == http.MethodPatch && r.URL.Path == "/api/v1/nodes/n1/status":
@@ -79,6 +83,23 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			"status": map[string]any{"conditions": s.conditions},
 		})
 	}
+}
+
+func (s *apiServer) listSlices(w http.ResponseWriter, r *http.Request) {
+	version, served := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/apis/resource.k8s.io/"), "/resourceslices")
+	names, has := s.slices[version]
+	if !served || !has {
+		http.NotFound(w, r) // as it does for a group that it has not
+		return
+	}
+	s.selector = r.URL.Query().Get("fieldSelector")
+	items := []any{}
+	for _, name := range names {
+		items = append(items, map[string]any{
+			"apiVersion": "resource.k8s.io/" + version, "kind": "ResourceSlice", "metadata": map[string]any{"name": name},
+		})
+	}
+	answer(w, http.StatusOK, map[string]any{"apiVersion": "resource.k8s.io/" + version, "kind": "ResourceSliceList", "items": items})
 }
 
 func (s *apiServer) create(w http.ResponseWriter, r *http.Request) {

@@ -30,6 +30,11 @@ type Snapshots interface {
 	Watch() (*gpu.Snapshot, <-chan struct{})
 }
 
+// Policies is where the policy in force is watched, in the same way.
+type Policies interface {
+	Watch() (resource.Policy, <-chan struct{})
+}
+
 // Inventories is where the models are watched, in the same way.
 type Inventories interface {
 	Watch() (*model.Inventory, <-chan struct{})
@@ -49,7 +54,7 @@ const (
 // are not labelled. When a driver that was loaded goes away, the node keeps its labels and
 // gpu-agent.dev/gpu.healthy becomes 0.
 func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inventories,
-	policy resource.Policy, sink Sink,
+	policies Policies, sink Sink,
 ) error {
 	r := &runner{cfg: cfg, sink: sink, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))}
 	r.cfg.Resync = cmp.Or(r.cfg.Resync, 5*time.Minute)
@@ -59,6 +64,7 @@ func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inven
 	var known *gpu.Snapshot // the last with a loaded driver
 	for ctx.Err() == nil {
 		snapshot, gpusChanged := snapshots.Watch()
+		policy, edited := policies.Watch()
 		var inventory *model.Inventory
 		var modelsChanged <-chan struct{}
 		if inventories != nil {
@@ -81,6 +87,7 @@ func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inven
 		select {
 		case <-ctx.Done():
 		case <-gpusChanged:
+		case <-edited:
 		case <-modelsChanged:
 		case <-timer.C:
 		}

@@ -92,11 +92,13 @@ type world struct {
 	log    lockedLog
 }
 
-func whole(t *testing.T) resource.Policy {
+func whole(t *testing.T) *watch.Value[resource.Policy] {
 	t.Helper()
 	p, err := resource.NewPolicy(resource.Config{})
 	require.NoError(t, err)
-	return p
+	var policies watch.Value[resource.Policy]
+	policies.Set(p)
+	return &policies
 }
 
 // inWorld runs test while Run does, in a bubble of fake time.

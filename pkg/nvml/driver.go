@@ -207,7 +207,7 @@ func (c code) advice() string {
 	case errResetRequired:
 		return "the GPU must be reset before it can be used"
 	case 4:
-		return "not permitted; can this process open /dev/nvidiactl?"
+		return "not permitted; can this process open /dev/nvidiactl and, with MIG, /dev/nvidia-caps?"
 	case 17:
 		return "the operating system blocks the GPU's device node"
 	}

@@ -28,6 +28,7 @@ type State struct {
 	Devices       map[string]*api.Device // of all resources, by device ID; the latest word on each
 	Updates       int                    // lists received, across restarts
 	Streams       int                    // open now
+	Gaps          int                    // how often all devices of a resource became unhealthy for want of a plugin
 }
 
 // Healthy is the number of devices that could be allocated.
@@ -46,8 +47,9 @@ type Kubelet struct {
 	api.UnimplementedRegistrationServer
 	dir string
 
-	// OneEndpoint is how 1.36 and older behave: they know a plugin by its resource alone, so the end of
-	// an old connection closes the present one of the same resource. Set before Start.
+	// OneEndpoint is how 1.36 and older behave: they know a plugin by its resource alone. The one that
+	// registered last is asked to allocate, lists are taken from every open stream, and the end of any
+	// connection closes that of the one registered last. Set before Start.
 	OneEndpoint bool
 
 	server *grpc.Server
@@ -57,6 +59,7 @@ type Kubelet struct {
 	state    State
 	changed  chan struct{}              // closed at each change of state
 	plugins  map[string]*plugin         // by socket name
+	latest   map[string]*plugin         // by resource: registered last, and not closed since
 	resource map[string]map[string]bool // resource -> device IDs
 	running  sync.WaitGroup             // streams
 }
@@ -73,7 +76,7 @@ func New(dir string) *Kubelet {
 	return &Kubelet{
 		dir: dir, changed: make(chan struct{}),
 		state:   State{Devices: map[string]*api.Device{}},
-		plugins: map[string]*plugin{}, resource: map[string]map[string]bool{},
+		plugins: map[string]*plugin{}, latest: map[string]*plugin{}, resource: map[string]map[string]bool{},
 	}
 }
 
@@ -119,6 +122,7 @@ func (k *Kubelet) Stop() {
 	k.mu.Lock()
 	k.state.Devices = map[string]*api.Device{}
 	k.resource = map[string]map[string]bool{}
+	k.latest = map[string]*plugin{}
 	k.notify()
 	k.mu.Unlock()
 }
@@ -147,6 +151,7 @@ func (k *Kubelet) Register(ctx context.Context, in *api.RegisterRequest) (*api.E
 	streamCtx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
 	k.plugins[p.name] = p
+	k.latest[p.resource] = p
 	k.running.Go(func() { k.listen(streamCtx, p) })
 	return &api.Empty{}, nil
 }
@@ -175,13 +180,24 @@ func (k *Kubelet) connect(ctx context.Context, in *api.RegisterRequest) (*plugin
 	return p, nil
 }
 
-// disconnect ends the streams of a resource; called with mu held.
-func (k *Kubelet) disconnect(resource string) {
-	for _, p := range k.plugins {
-		if p.resource == resource {
-			p.cancel()
+// ended is what becomes of a resource when one connection of it has ended; called with mu held.
+func (k *Kubelet) ended(p *plugin) {
+	latest := k.latest[p.resource]
+	if latest == p || k.OneEndpoint && latest != nil {
+		latest.cancel()
+		delete(k.latest, p.resource)
+	}
+	for _, other := range k.plugins {
+		if other.resource == p.resource && !k.OneEndpoint { // an upgrade's overlap: the devices are still served
+			k.latest[p.resource] = other
+			return
 		}
 	}
+	for id := range k.resource[p.resource] {
+		d := k.state.Devices[id]
+		k.state.Devices[id] = &api.Device{ID: id, Health: api.Unhealthy, Topology: d.GetTopology()}
+	}
+	k.state.Gaps++
 }
 
 // listen follows the plugin's list until either side ends the stream.
@@ -193,18 +209,7 @@ func (k *Kubelet) listen(ctx context.Context, p *plugin) {
 		defer k.mu.Unlock()
 		delete(k.plugins, p.name)
 		defer k.notify()
-		if k.OneEndpoint {
-			k.disconnect(p.resource)
-		}
-		for _, other := range k.plugins {
-			if other.resource == p.resource { // an upgrade's overlap: the devices are still served
-				return
-			}
-		}
-		for id := range k.resource[p.resource] {
-			d := k.state.Devices[id]
-			k.state.Devices[id] = &api.Device{ID: id, Health: api.Unhealthy, Topology: d.GetTopology()}
-		}
+		k.ended(p)
 	}()
 	stream, err := p.client.ListAndWatch(ctx, &api.Empty{})
 	if err != nil {
@@ -325,13 +330,21 @@ func (k *Kubelet) Prefer(ctx context.Context, resource string, available, requir
 	return out.GetContainerResponses()[0].GetDeviceIDs(), nil
 }
 
+// Serving is the socket name of the plugin that is asked for the resource; "" if there is none.
+func (k *Kubelet) Serving(resource string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if p := k.latest[resource]; p != nil {
+		return p.name
+	}
+	return ""
+}
+
 func (k *Kubelet) client(resource string) (api.DevicePluginClient, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, p := range k.plugins {
-		if p.resource == resource {
-			return p.client, nil
-		}
+	if p := k.latest[resource]; p != nil {
+		return p.client, nil
 	}
 	return nil, fmt.Errorf("no plugin is registered for %s", resource)
 }

@@ -1,0 +1,113 @@
+package deviceplugin_test
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin"
+	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin/kubelettest"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu/gputest"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+// serves waits until the kubelet asks p for the node's GPUs and has all eight from it.
+func (n *node) serves(p *deviceplugin.Plugin) {
+	n.t.Helper()
+	require.Eventually(n.t, func() bool {
+		e := p.Status().Endpoints
+		return len(e) == 1 && n.kubelet.Serving("nvidia.com/gpu") == filepath.Base(e[0].Socket) && n.kubelet.State().Healthy() == 8
+	}, deadline, time.Millisecond)
+}
+
+func TestAnUpgradeLeavesNoMomentWithoutDevices(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, gputest.Node(8), resource.Config{})
+	n.startKubelet()
+	n.registered(1, 8)
+	stop := n.stop
+	for i := range 5 {
+		_, stopNew := n.start(resource.Config{})
+		t.Cleanup(stopNew)
+		n.wait(func(s kubelettest.State) bool { return len(s.Registrations) == i+2 && s.Streams == 2 })
+		stop()
+		s := n.wait(func(s kubelettest.State) bool { return s.Streams == 1 })
+		require.Equal(t, 8, s.Healthy())
+		stop = stopNew
+	}
+	require.Zero(t, n.kubelet.State().Gaps)
+}
+
+// A kubelet of 1.36 or older asks only the endpoint registered last: it must be the newer instance's.
+func TestOfTwoInstancesTheNewerWinsWhenTheKubeletRestarts(t *testing.T) {
+	t.Parallel()
+	for range 5 {
+		n := newNode(t, gputest.Node(8), resource.Config{})
+		n.kubelet.OneEndpoint = true
+		n.startKubelet()
+		n.registered(1, 8)
+		newer, stopNew := n.start(resource.Config{})
+		t.Cleanup(stopNew)
+		n.wait(func(s kubelettest.State) bool { return s.Streams == 2 && s.Updates == 2 })
+		for range 3 {
+			n.restartKubelet()
+			n.serves(newer)
+		}
+		before := len(n.kubelet.State().Registrations)
+		require.LessOrEqual(t, before, 2+3*4, "they fight")
+		n.stop()
+		n.serves(newer)
+		require.LessOrEqual(t, len(n.kubelet.State().Registrations), before+2)
+	}
+}
+
+func TestTheOlderComesBackWhenTheNewerIsGone(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, gputest.Node(8), resource.Config{})
+	n.startKubelet()
+	n.registered(1, 8)
+	_, stopNew := n.start(resource.Config{})
+	t.Cleanup(stopNew)
+	n.wait(func(s kubelettest.State) bool { return s.Streams == 2 })
+	n.kubelet.DropStreams()
+	n.waitingFor("a newer instance has taken over")
+	n.wait(func(s kubelettest.State) bool { return s.Streams == 1 && s.Healthy() == 8 })
+	stopNew()
+	n.wait(func(s kubelettest.State) bool { return s.Streams == 1 && s.Healthy() == 8 })
+	require.Eventually(t, func() bool { return n.plugin.Status().Registered }, deadline, time.Millisecond)
+}
+
+func TestANewPolicyIsInForceAtOnceAndWhatItDoesNotOfferGoes(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, gputest.Node(8), resource.Config{})
+	n.startKubelet()
+	n.registered(1, 8)
+	n.policies.Set(policy(t, resource.Config{Resource: "example.com/h100"}))
+	s := n.wait(func(s kubelettest.State) bool { return len(s.Registrations) == 2 && s.Streams == 1 && s.Healthy() == 8 })
+	require.Equal(t, s.Registrations[1:], n.sockets())
+	require.Eventually(t, func() bool { return n.plugin.Status().Registered }, deadline, time.Millisecond)
+	require.Equal(t, "example.com/h100", n.plugin.Status().Endpoints[0].Resource)
+
+	// The same resource needs no new registration: the list says what has changed.
+	n.policies.Set(policy(t, resource.Config{Resource: "example.com/h100", IDStrategy: resource.ByIndex}))
+	n.restartKubelet()
+	n.registered(3, 8)
+}
+
+func TestNothingIsOfferedWhileSomebodyElseDoes(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, gputest.Node(8), resource.Config{})
+	n.startKubelet()
+	n.registered(1, 8)
+	n.elsewhere.Set("DRA driver gpu.nvidia.com offers this node's GPUs")
+	n.waitingFor("DRA driver gpu.nvidia.com offers this node's GPUs")
+	n.wait(func(s kubelettest.State) bool { return s.Streams == 0 && s.Healthy() == 0 })
+	require.Empty(t, n.sockets())
+	n.restartKubelet()
+	n.snapshots.Set(gputest.Node(8))
+	require.Len(t, n.kubelet.State().Registrations, 1)
+	n.elsewhere.Set("")
+	n.registered(2, 8)
+}
