@@ -152,7 +152,7 @@ kind: Config
 nvml:
   interval: 1s
   simulate: {gpu: H100, count: 8}
-devicePlugin: {enabled: false} # there is no kubelet here
+allocation: none # there is no kubelet here
 podResources: {enabled: false}
 http: {listen: %q, socket: %q}
 labels: {sink: file, file: %q}

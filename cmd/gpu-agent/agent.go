@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
-	"net/http"
-	"os"
-	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -44,14 +41,16 @@ type agent struct {
 	started time.Time
 
 	monitor *nvml.Monitor
-	gate    *ready.Gate  // what everything but the monitor sees of the GPUs
-	specs   *cdi.Writer  // nil: off
-	daemons *mps.Daemons // nil: nothing is shared by MPS
-	policy  resource.Policy
-	plugin  *deviceplugin.Plugin // nil: off
-	owners  *kube.Owners         // nil: off
-	node    *kube.Node           // nil: labels do not go to the API server
-	sink    labels.Sink          // nil: off
+	gate    *ready.Gate                  // what everything but the monitor sees of the GPUs
+	specs   *cdi.Writer                  // nil: off
+	daemons *mps.Daemons                 // nil: nothing is shared by MPS
+	policy  watch.Value[resource.Policy] // in force; an edit sets another
+	offered config.DevicePlugin          // that policy was made of; used by runEdition alone
+	plugin  *deviceplugin.Plugin         // nil: off
+	dra     *kube.DRA                    // nil: off
+	owners  *kube.Owners                 // nil: off
+	node    *kube.Node                   // nil: labels do not go to the API server
+	sink    labels.Sink                  // nil: off
 	pages   *exporter.Collector
 	sources map[string]cache.Source
 
@@ -82,9 +81,12 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	if a.monitor, err = nvml.New(nvmlConfig(c, log.With("part", "nvml"))); err != nil {
 		return nil, usageError{err}
 	}
-	if a.policy, err = resource.NewPolicy(c.DevicePlugin.Policy()); err != nil {
+	policy, err := resource.NewPolicy(c.DevicePlugin.Policy())
+	if err != nil {
 		return nil, usageError{fmt.Errorf("devicePlugin: %w", err)}
 	}
+	a.policy.Set(policy)
+	a.offered = c.DevicePlugin
 	if err := a.buildGate(); err != nil {
 		return nil, err
 	}
@@ -95,13 +97,6 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	if c.PodResources.Enabled {
 		a.owners = kube.NewOwners(door)
 	}
-	if c.DevicePlugin.Enabled {
-		plugin := deviceplugin.Config{Dir: c.DevicePlugin.KubeletDir, Log: log.With("part", "deviceplugin")}
-		if a.owners != nil {
-			plugin.Allocated = a.owners.Poke
-		}
-		a.plugin = deviceplugin.New(plugin, a.policy, a.gate)
-	}
 	switch c.Labels.Sink {
 	case "node":
 		if a.node, err = kube.NewNode(door); err != nil {
@@ -111,10 +106,25 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	case "file":
 		a.sink = labels.FileSink{Path: c.Labels.File}
 	}
+	if c.Allocation == config.AllocateByPlugin {
+		a.buildPlugin()
+	}
 	if err := a.buildSources(); err != nil {
 		return nil, err
 	}
 	return a, a.buildExporter()
+}
+
+func (a *agent) buildPlugin() {
+	plugin := deviceplugin.Config{Dir: a.config.DevicePlugin.KubeletDir, Log: a.log.With("part", "deviceplugin")}
+	if a.owners != nil {
+		plugin.Allocated = a.owners.Poke
+	}
+	if a.node != nil {
+		a.dra = kube.NewDRA(a.node)
+		plugin.Elsewhere = a.dra
+	}
+	a.plugin = deviceplugin.New(plugin, &a.policy, a.gate)
 }
 
 func (a *agent) buildSources() error {
@@ -171,6 +181,9 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	if a.plugin != nil {
 		g.Must("deviceplugin", a.plugin.Run)
+	}
+	if a.dra != nil {
+		g.Keep("dra", a.dra.Run)
 	}
 	if a.config.Cache.Enabled {
 		g.Keep("cache", a.runCache)
@@ -231,6 +244,31 @@ func (a *agent) runCache(ctx context.Context) error {
 	return err
 }
 
+// offers is what the policy in force makes of a snapshot.
+func (a *agent) offers(s *gpu.Snapshot) []resource.Offer { return a.policy.Get().Offers(s) }
+
+// offer puts an edit of what is offered into force, without a moment in which the kubelet has no list.
+func (a *agent) offer(c config.Config) error {
+	if reflect.DeepEqual(a.offered, c.DevicePlugin) {
+		return nil
+	}
+	policy, err := resource.NewPolicy(c.DevicePlugin.Policy())
+	if err != nil {
+		return fmt.Errorf("devicePlugin: %w", err)
+	}
+	for _, note := range c.Notes {
+		a.log.Info("configuration", "note", note)
+	}
+	a.log.Info("configuration changed: what is offered to the kubelet")
+	a.offered = c.DevicePlugin
+	a.policy.Set(policy)
+	if a.daemons != nil {
+		a.daemons.Poke()
+		a.gate.Poke()
+	}
+	return nil
+}
+
 // want tells the cache of an edited list of models.
 func (a *agent) want(models []model.Spec) {
 	a.mu.Lock()
@@ -278,7 +316,7 @@ func (a *agent) runLabels(ctx context.Context) error {
 	}
 	return labels.Run(ctx, labels.Config{
 		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
-	}, a.gate, inventories, a.policy, a.sink)
+	}, a.gate, inventories, &a.policy, a.sink)
 }
 
 func (a *agent) runCondition(ctx context.Context) error {
@@ -298,74 +336,6 @@ func (a *agent) runHTTP(ctx context.Context) error {
 	}
 	a.log.Info("listening", "address", l.Addr().String())
 	return serve(ctx, l, handler, a.config.HTTP.WebConfigFile, a.log)
-}
-
-// runSocket answers the command line on a unix socket that only root may open.
-func (a *agent) runSocket(ctx context.Context) error {
-	path := a.config.HTTP.Socket
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("http.socket: %w", err)
-	}
-	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
-		_ = conn.Close()
-		return fmt.Errorf("http.socket: another agent answers on %s: stop it, or give this one another path", path)
-	}
-	l, err := listenPrivate(ctx, path)
-	if err != nil {
-		return fmt.Errorf("http.socket: %w", err)
-	}
-	return until(ctx, a.api(), a.log, func(srv *http.Server) error { return srv.Serve(l) })
-}
-
-// listenPrivate listens under another name until the mode is set: there is no moment at which
-// somebody else could connect.
-func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
-	fresh := path + ".new"
-	for _, old := range []string{path, fresh} {
-		if err := removeSocket(old); err != nil {
-			return nil, err
-		}
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", fresh)
-	if err != nil {
-		return nil, err
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	err = os.Chmod(fresh, 0o600)
-	if err == nil {
-		err = os.Rename(fresh, path)
-	}
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return &socket{Listener: l, path: path}, nil
-}
-
-// removeSocket removes what a killed agent left, and nothing that is not a socket.
-func removeSocket(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s is there and is no socket: remove it, or name another path", path)
-	}
-	return os.Remove(path)
-}
-
-// socket removes its file when it is closed.
-type socket struct {
-	net.Listener
-	path string
-	once sync.Once
-}
-
-func (s *socket) Close() error {
-	err := s.Listener.Close()
-	s.once.Do(func() { err = errors.Join(err, os.Remove(s.path)) })
-	return err
 }
 
 func (a *agent) configError(err error) {
@@ -397,7 +367,7 @@ func (a *agent) pluginStatus() exporter.PluginStatus {
 	for _, e := range s.Endpoints {
 		rows[e.Resource] = exporter.ResourceStatus{Resource: e.Resource, Registered: true}
 	}
-	for _, offer := range a.policy.Offers(a.gate.Get()) {
+	for _, offer := range a.offers(a.gate.Get()) {
 		r := rows[offer.Resource]
 		r.Resource, r.Devices = offer.Resource, len(offer.Units)
 		for _, u := range offer.Units {
@@ -407,7 +377,7 @@ func (a *agent) pluginStatus() exporter.PluginStatus {
 		}
 		rows[r.Resource] = r
 	}
-	if name := a.policy.Resource(); len(rows) == 0 {
+	if name := a.policy.Get().Resource(); len(rows) == 0 {
 		rows[name] = exporter.ResourceStatus{Resource: name}
 	}
 	return exporter.PluginStatus{Allocations: s.Allocations, Resources: slices.Collect(maps.Values(rows))}
@@ -418,7 +388,8 @@ func (a *agent) state() *state {
 	snapshot := a.gate.Get()
 	s := &state{
 		Version: version, Node: a.config.NodeName, Started: a.started, Tasks: a.tasks(),
-		Snapshot: snapshot, Offers: a.policy.Offers(snapshot), Problems: a.policy.Problems(snapshot), Cache: a.inventory.Get(),
+		Allocation: a.config.Allocation,
+		Snapshot:   snapshot, Offers: a.offers(snapshot), Problems: a.policy.Get().Problems(snapshot), Cache: a.inventory.Get(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
 	}
 	if opened := a.cache.Load(); opened != nil {

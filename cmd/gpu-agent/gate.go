@@ -5,8 +5,11 @@ import (
 	"slices"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cdi"
+	"github.com/gpu-agent/gpu-agent/pkg/config"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/mps"
 	"github.com/gpu-agent/gpu-agent/pkg/ready"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
 // buildGate builds what can hold back a GPU that is well.
@@ -51,12 +54,12 @@ func (a *agent) buildSpecs() (err error) {
 // buildDaemons builds what looks after MPS control daemons. Clients of made-up GPUs need none.
 func (a *agent) buildDaemons() (err error) {
 	c := a.config
-	if !c.DevicePlugin.Enabled || c.DevicePlugin.Sharing.MPS == nil || c.NVML.Simulate.On() {
+	if c.Allocation != config.AllocateByPlugin || c.DevicePlugin.Sharing.MPS == nil || c.NVML.Simulate.On() {
 		return nil
 	}
 	a.daemons, err = mps.New(mps.Config{
 		BinDir: c.DevicePlugin.MPSBinDir, Changed: a.gate.Poke, Log: a.log.With("part", "mps"),
-	}, a.policy.MPS, a.monitor)
+	}, func(s *gpu.Snapshot) []resource.MPS { return a.policy.Get().MPS(s) }, a.monitor)
 	if err != nil {
 		return usageError{fmt.Errorf("devicePlugin: mps: %w", err)}
 	}

@@ -103,16 +103,31 @@ func (a *agent) edited(load func() (config.Config, error), build func(config.Con
 	if err != nil {
 		return nil, err
 	}
-	if !sameButModels(a.config, c) {
+	if !sameParts(a.config, c) {
 		return build(c)
+	}
+	if err := a.offer(c); err != nil {
+		return nil, err
 	}
 	a.want(c.Cache.Specs())
 	return nil, nil
 }
 
-// sameButModels reports whether two configurations differ at most in the list of models.
-func sameButModels(a, b config.Config) bool {
-	a.Cache.Models, b.Cache.Models = nil, nil
+// sameParts reports whether two configurations differ at most in what running parts can take over: what
+// is offered to the kubelet, and the list of models.
+func sameParts(a, b config.Config) bool {
+	for _, c := range []*config.Config{&a, &b} {
+		c.Cache.Models, c.Notes = nil, nil
+		p := c.DevicePlugin
+		// The rest of it is policy. CDI specs are written for the other devices that there are.
+		c.DevicePlugin = config.DevicePlugin{
+			KubeletDir: p.KubeletDir, NVIDIAConfig: p.NVIDIAConfig, GDS: p.GDS, MOFED: p.MOFED, GDRCopy: p.GDRCopy, IMEX: p.IMEX,
+			MPSBinDir: p.MPSBinDir,
+		}
+		if p.Sharing.MPS != nil {
+			c.DevicePlugin.Sharing.MPS = &config.Shares{} // whether there are daemons to look after, not which
+		}
+	}
 	return reflect.DeepEqual(a, b)
 }
 

@@ -18,10 +18,13 @@ type state struct {
 	Config   configState               `json:"config"`
 	Tasks    map[string]supervise.Task `json:"tasks"`
 	Snapshot *gpu.Snapshot             `json:"snapshot"`
-	Offers   []resource.Offer          `json:"offers"`
-	Problems []string                  `json:"problems,omitempty"` // what of the configuration cannot hold on this node
-	Plugin   *pluginState              `json:"plugin,omitempty"`   // nil: the device plugin is off
-	CDIError string                    `json:"cdiError,omitempty"` // why no CDI specs could be written
+
+	// Allocation is how pods get GPUs: by the device plugin, or by somebody else (none).
+	Allocation string           `json:"allocation"`
+	Offers     []resource.Offer `json:"offers"`
+	Problems   []string         `json:"problems,omitempty"` // what of the configuration cannot hold on this node
+	Plugin     *pluginState     `json:"plugin,omitempty"`   // nil: the device plugin is off
+	CDIError   string           `json:"cdiError,omitempty"` // why no CDI specs could be written
 
 	// Owners holds who uses each GPU, as the kubelet says; PodsKnown is false when it does not answer.
 	Owners    map[gpu.UUID][]resource.Owner `json:"owners,omitempty"`

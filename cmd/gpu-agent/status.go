@@ -51,6 +51,9 @@ func (s *state) print(out io.Writer) error {
 	default:
 		fmt.Fprintf(w, "node %s\tgpu-agent %s\tno driver: %s\n", s.Node, s.Version, d.Error)
 	}
+	if s.Plugin == nil {
+		fmt.Fprintf(w, "allocation %s\tnothing is offered to the kubelet\n", s.Allocation)
+	}
 	if s.Config.Error != "" {
 		fmt.Fprintf(w, "config\tthe newest file is not in force:\t%s\n", s.Config.Error)
 	}

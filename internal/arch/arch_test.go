@@ -43,7 +43,7 @@ var allowed = []struct {
 	{"pkg/exporter", []string{"pkg/gpu", "pkg/model", "pkg/resource"}, "a face", false},
 	{"pkg/labels", []string{"pkg/gpu", "pkg/model", "pkg/resource"}, "a face", false},
 	{"pkg/condition", []string{"pkg/gpu"}, "a face", false},
-	{"pkg/kube", []string{"pkg/gpu", "pkg/resource"}, "the way out knows no face", false},
+	{"pkg/kube", []string{"pkg/gpu", "pkg/resource", "internal/watch"}, "the way out knows no face", false},
 	{"pkg/config", []string{"pkg/nvml", "pkg/cache", "pkg/cache/source/http", "pkg/cache/source/s3", "pkg/deviceplugin",
 		"pkg/exporter", "pkg/labels", "pkg/kube", "pkg/resource", "pkg/model", "pkg/gpu"}, "fills their Config", false},
 }

@@ -35,8 +35,8 @@ func (c *Config) checkCDI(f *file) {
 	switch {
 	case c.NVML.Simulate.On():
 		f.wrong("cdi.enabled", "want false with nvml.simulate: made-up GPUs have no device nodes")
-	case !d.Enabled || !slices.ContainsFunc(d.Strategies, func(s string) bool { return strings.HasPrefix(s, "cdi-") }):
-		f.wrong("cdi.enabled", "want cdi-cri or cdi-annotations in devicePlugin.strategies: without it nothing names the devices that are described")
+	case c.Allocation != AllocateByPlugin || !slices.ContainsFunc(d.Strategies, func(s string) bool { return strings.HasPrefix(s, "cdi-") }):
+		f.wrong("cdi.enabled", "want cdi-cri or cdi-annotations in devicePlugin.strategies, and allocation device-plugin: without it nothing names the devices that are described")
 	case d.CDIKind != "" && d.CDIKind != resource.OwnCDIKind:
 		f.wrong("devicePlugin.cdiKind", "want none, or %s, with cdi.enabled: that is what the specs describe", resource.OwnCDIKind)
 	}

@@ -30,6 +30,7 @@ type Config struct {
 	NodeName     string       `yaml:"nodeName"`
 	Log          Log          `yaml:"log"`
 	NVML         NVML         `yaml:"nvml"`
+	Allocation   string       `yaml:"allocation"`
 	DevicePlugin DevicePlugin `yaml:"devicePlugin"`
 	CDI          CDI          `yaml:"cdi"`
 	Exporter     Exporter     `yaml:"exporter"`
@@ -41,6 +42,12 @@ type Config struct {
 	// Notes are what NVIDIA's file says and the agent does not do, one line each, for people.
 	Notes []string `yaml:"-"`
 }
+
+// The ways in which pods get GPUs.
+const (
+	AllocateByPlugin = "device-plugin"
+	AllocateNone     = "none" // somebody else gives them out
+)
 
 // Log is how the agent logs.
 type Log struct {
@@ -172,10 +179,11 @@ type SourceS3 struct {
 // Default is the configuration without a file.
 func Default() Config {
 	return Config{
-		Log:  Log{Level: "info", Format: "text"},
-		NVML: NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
+		Log:        Log{Level: "info", Format: "text"},
+		NVML:       NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
+		Allocation: AllocateByPlugin,
 		DevicePlugin: DevicePlugin{
-			Enabled: true, Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
+			Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
 			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", MPSBinDir: "/usr/bin", DevRoot: "/dev",
 			Resources: Resources{GPUs: []ResourceName{}, MIG: []ResourceName{}}, Include: []string{}, Exclude: []string{},
 			CDIAnnotationPrefix: "cdi.k8s.io/", IMEX: IMEX{ChannelIDs: []int{}},
@@ -275,6 +283,7 @@ func (c *Config) check(f *file) {
 	if c.NVML.Library != "" && c.NVML.Simulate.On() {
 		f.wrong("nvml.library", "a simulation loads no library: remove this or nvml.simulate")
 	}
+	f.oneOf("allocation", c.Allocation, AllocateByPlugin, AllocateNone)
 	c.checkPlaces(f)
 	c.checkPlugin(f)
 	c.checkCDI(f)

@@ -103,7 +103,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"model name":       {head + "cache:\n  models:\n  - name: Org/Model\n    source: s3://b/p\n", `c.yaml:5: cache.models[0].name: model name "Org/Model": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
 		"two of one name":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n", `c.yaml:6: cache.models[1].name: "a" is also the name of cache.models[0]: names must differ`},
 		"token everywhere": {head + "cache: {sources: {http: {tokenFile: /t}}}\n", "c.yaml:3: cache.sources.http.tokenFile: want tokenFile and tokenHosts together: a token goes only to named hosts"},
-		"specs unnamed":    {head + "cdi: {enabled: true}\n", "c.yaml:3: cdi.enabled: want cdi-cri or cdi-annotations in devicePlugin.strategies: without it nothing names the devices that are described"},
+		"specs unnamed":    {head + "cdi: {enabled: true}\n", "c.yaml:3: cdi.enabled: want cdi-cri or cdi-annotations in devicePlugin.strategies, and allocation device-plugin: without it nothing names the devices that are described"},
 		"specs simulated":  {head + "cdi: {enabled: true}\nnvml: {simulate: {gpu: T4, count: 1}}\n", "c.yaml:3: cdi.enabled: want false with nvml.simulate: made-up GPUs have no device nodes"},
 		"two kinds":        {head + "cdi: {enabled: true}\ndevicePlugin: {strategies: [cdi-cri], cdiKind: nvidia.com/gpu}\n", "c.yaml:4: devicePlugin.cdiKind: want none, or k8s.device-plugin.nvidia.com/gpu, with cdi.enabled: that is what the specs describe"},
 		"relative mount":   {head + "cdi: {enabled: true, driverRootMount: host}\ndevicePlugin: {strategies: [cdi-cri]}\n", `c.yaml:3: cdi.driverRootMount: want an absolute path, got "host"`},

@@ -13,7 +13,6 @@ import (
 
 // DevicePlugin is what the kubelet is offered.
 type DevicePlugin struct {
-	Enabled             bool      `yaml:"enabled"`
 	NVIDIAConfig        string    `yaml:"nvidiaConfig"`
 	Resource            string    `yaml:"resource"`
 	Resources           Resources `yaml:"resources"`

@@ -39,6 +39,8 @@ type Daemons struct {
 	mu      sync.Mutex
 	running map[string]*daemon // by key of the share; guarded by mu, changed by Run alone
 
+	poked chan struct{} // holds one; more say no more
+
 	ends map[string]func() // ends the daemon of a key and waits; owned by Run
 }
 
@@ -57,7 +59,8 @@ func New(cfg Config, shares func(*gpu.Snapshot) []resource.MPS, snapshots Snapsh
 	if cfg.Changed == nil {
 		cfg.Changed = func() {}
 	}
-	return &Daemons{cfg: cfg, shares: shares, snapshots: snapshots, running: map[string]*daemon{}, ends: map[string]func(){}}, nil
+	return &Daemons{cfg: cfg, shares: shares, snapshots: snapshots, running: map[string]*daemon{},
+		poked: make(chan struct{}, 1), ends: map[string]func(){}}, nil
 }
 
 // Run starts and ends daemons as the snapshots call for, until ctx is done; it returns nil. What is shared
@@ -73,7 +76,16 @@ func (m *Daemons) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-m.poked:
 		}
+	}
+}
+
+// Poke makes Run look at the shares again, after they have changed. It never blocks.
+func (m *Daemons) Poke() {
+	select {
+	case m.poked <- struct{}{}:
+	default:
 	}
 }
 

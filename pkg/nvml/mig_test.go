@@ -176,6 +176,23 @@ func TestAnInstanceThatCannotBeReadHasNoReadings(t *testing.T) {
 	})
 }
 
+func TestInstancesAreListedWithoutThePermissionToReadThem(t *testing.T) {
+	const noPermission = code(4) // of a container without the MIG monitor capability
+	play(t, func() *script {
+		d := splitEight()
+		d.cards[2].faults[opMemory], d.cards[2].instanceFault = noPermission, noPermission
+		return d
+	}, func(t *testing.T, m *Monitor, d *script) {
+		dev := m.Get().Devices[2]
+		require.True(t, dev.Health.OK())
+		require.Len(t, dev.Instances, 2)
+		require.NotNil(t, dev.Stats.Temperature)
+		require.Nil(t, dev.Stats.MemoryTotal)
+		require.Equal(t, &gpu.Stats{}, dev.Instances[1].Stats)
+		require.Contains(t, dev.ReadErrors, gpu.ReadError{Op: "mig_memory", Return: "ERROR_NO_PERMISSION", Count: 2})
+	})
+}
+
 func TestComputeInstancesShareTheReadingsOfTheirGPUInstance(t *testing.T) {
 	play(t, func() *script {
 		d := newScript(1)
