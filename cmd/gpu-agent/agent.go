@@ -54,8 +54,10 @@ type agent struct {
 	pages   *exporter.Collector
 	sources map[string]cache.Source
 
-	cache     atomic.Pointer[cache.Cache] // nil: off, or not open yet
-	inventory watch.Value[*model.Inventory]
+	cache     atomic.Pointer[cache.Cache]    // nil: off, or not open yet
+	cacheHeld time.Time                      // since when another agent holds it; used by runCache alone
+	inventory watch.Value[*model.Inventory]  // nil: the cache is not open
+	promised  watch.Value[*model.Inventory]  // what labels may promise; nil: not known yet
 	applied   watch.Value[map[string]string] // labels as last applied; nil before
 	group     atomic.Pointer[supervise.Group]
 
@@ -202,48 +204,6 @@ func (a *agent) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// runCache opens the cache and runs it. A root that cannot be opened is this task's failure alone.
-func (a *agent) runCache(ctx context.Context) error {
-	c := a.config.Cache
-	opened, err := cache.Open(cache.Config{
-		Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams,
-		Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
-	}, a.sources)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		a.cache.Store(nil)
-		a.inventory.Set(nil)
-		if err := opened.Close(); err != nil {
-			a.log.Error("close the cache", "error", err)
-		}
-	}()
-	a.mu.Lock()
-	opened.Want(a.models)
-	a.cache.Store(opened)
-	a.mu.Unlock()
-
-	ctx, stop := context.WithCancel(ctx)
-	relayed := make(chan struct{})
-	go func() {
-		defer close(relayed)
-		for {
-			inventory, changed := opened.Watch()
-			a.inventory.Set(inventory)
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			}
-		}
-	}()
-	err = opened.Run(ctx)
-	stop()
-	<-relayed
-	return err
-}
-
 // offers is what the policy in force makes of a snapshot.
 func (a *agent) offers(s *gpu.Snapshot) []resource.Offer { return a.policy.Get().Offers(s) }
 
@@ -283,36 +243,10 @@ func (a *agent) want(models []model.Spec) {
 	a.log.Info("configuration changed: models", "count", len(a.models))
 }
 
-// unlabelPatience bounds the wait for a label to go. Without an API server it never goes, and a model
-// must be removable all the same.
-const unlabelPatience = 30 * time.Second
-
-// unlabelled waits until the node no longer promises the named model.
-func (a *agent) unlabelled(ctx context.Context, name string) error {
-	if a.sink == nil {
-		return nil
-	}
-	patience := time.After(unlabelPatience)
-	for {
-		now, changed := a.applied.Watch()
-		if _, promised := now[labels.ModelKey(name)]; !promised {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		case <-patience:
-			a.log.Warn("removing a model whose node label is still there: the labels could not be applied", "model", name)
-			return nil
-		}
-	}
-}
-
 func (a *agent) runLabels(ctx context.Context) error {
 	var inventories labels.Inventories
 	if a.config.Cache.Enabled {
-		inventories = &a.inventory
+		inventories = &a.promised
 	}
 	return labels.Run(ctx, labels.Config{
 		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,

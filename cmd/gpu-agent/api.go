@@ -83,7 +83,7 @@ func (a *agent) noCache() string {
 	if task := a.tasks()["cache"]; task.Error != "" {
 		return "the model cache is not open: " + task.Error
 	}
-	return "the model cache is not open yet: try again"
+	return "the model cache is not open yet, or held by an agent that is being replaced: try again"
 }
 
 // pull asks the cache for a model.

@@ -63,7 +63,8 @@ func (cfg *Config) check() error {
 }
 
 // Open takes the directory, finishes or undoes what a crash left, and reads what is there. It starts
-// nothing: see Run. sources are keyed by scheme. The caller closes the Cache.
+// nothing: see Run. sources are keyed by scheme. The caller closes the Cache. While another process has
+// the directory, the error is durable.ErrLocked.
 func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -76,7 +77,7 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 	}
 	lock, err := durable.Lock(l.lock())
 	if errors.Is(err, durable.ErrLocked) {
-		return nil, fmt.Errorf("cache root %s is in use by another gpu-agent: stop it or set another root", cfg.Root)
+		return nil, fmt.Errorf("cache root %s is in use by another gpu-agent: %w: stop it or set another root", cfg.Root, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)

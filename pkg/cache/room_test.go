@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -316,7 +317,9 @@ func TestASecondAgentIsRefused(t *testing.T) {
 	root, o := dir(t), newOrigin()
 	c := open(t, config(root), o)
 	_, err := Open(config(root), nil)
-	require.EqualError(t, err, "cache root "+root+" is in use by another gpu-agent: stop it or set another root")
+	require.ErrorIs(t, err, durable.ErrLocked)
+	require.ErrorContains(t, err, "cache root "+root+" is in use by another gpu-agent: ")
+	require.ErrorContains(t, err, ": stop it or set another root")
 	require.NoError(t, c.Close())
 	require.NoError(t, open(t, config(root), o).Close())
 }

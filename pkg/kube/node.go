@@ -106,11 +106,15 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 // Apply makes labels the whole set of labels that this agent owns on the node, by server-side apply:
 // a key that it applied before and that is missing now goes, unless somebody else owns it too. It never
 // forces. Keys that are somebody else's are left out, logged once, and told by Foreign; the rest is
-// applied. A key is tried again at every call, so that it is taken over once its owner lets go.
-func (n *Node) Apply(ctx context.Context, labels map[string]string) error {
+// applied. A key is tried again at every call, so that it is taken over once its owner lets go. Keys that
+// it applied before and that start with keep stay as they are; "" is none.
+func (n *Node) Apply(ctx context.Context, labels map[string]string, keep string) error {
 	node, err := n.read(ctx)
 	if err != nil {
 		return err
+	}
+	if keep != "" {
+		labels = kept(node, labels, keep)
 	}
 	foreign := listedByNFD(node, labels)
 	for {
@@ -181,6 +185,18 @@ func listedByNFD(node *metav1.PartialObjectMetadata, labels map[string]string) m
 		}
 	}
 	return foreign
+}
+
+// kept is labels and those on the node that are ours and start with keep.
+func kept(node *metav1.PartialObjectMetadata, labels map[string]string, keep string) map[string]string {
+	all := map[string]string{}
+	for key := range applied(node) {
+		if value, there := node.Labels[key]; there && strings.HasPrefix(key, keep) {
+			all[key] = value
+		}
+	}
+	maps.Copy(all, labels)
+	return all
 }
 
 // applied is the label keys that an earlier Apply of this agent owns.

@@ -207,7 +207,7 @@ func TestLabelsAreServerSideApplied(t *testing.T) {
 	s := newAPIServer(t)
 	n, _ := newTestNode(t, s, "n1")
 	in := some()
-	require.NoError(t, n.Apply(t.Context(), in))
+	require.NoError(t, n.Apply(t.Context(), in, ""))
 	require.Equal(t, some(), in, "the caller's map is its own")
 	require.Len(t, s.recorded(), 1)
 	a := s.recorded()[0]
@@ -222,9 +222,9 @@ func TestLabelsAreServerSideApplied(t *testing.T) {
 	}, a.body)
 	require.Empty(t, n.Foreign())
 
-	require.NoError(t, n.Apply(t.Context(), map[string]string{healthy: "7"}))
+	require.NoError(t, n.Apply(t.Context(), map[string]string{healthy: "7"}, ""))
 	require.Equal(t, map[string]any{healthy: "7"}, s.recorded()[1].labels(), "what is missing is let go")
-	require.NoError(t, n.Apply(t.Context(), nil))
+	require.NoError(t, n.Apply(t.Context(), nil, ""))
 	require.Empty(t, s.recorded()[2].labels())
 }
 
@@ -235,14 +235,14 @@ func TestLabelsOfNFDAreLeftAlone(t *testing.T) {
 			s.node.Annotations = map[string]string{annotation: "cpu-model.id," + count + "," + product + ",nvidia.com/other"}
 			n, log := newTestNode(t, s, "n1")
 			for range 3 {
-				require.NoError(t, n.Apply(t.Context(), some()))
+				require.NoError(t, n.Apply(t.Context(), some(), ""))
 			}
 			require.Equal(t, map[string]any{healthy: "8"}, s.recorded()[2].labels())
 			require.Equal(t, []string{count, product}, n.Foreign())
 			require.Equal(t, 2, strings.Count(log.String(), "left to its owner"), "each is said once")
 
 			s.reset(func() { s.node.Annotations = nil }) // uninstalled
-			require.NoError(t, n.Apply(t.Context(), some()))
+			require.NoError(t, n.Apply(t.Context(), some(), ""))
 			require.Len(t, s.recorded()[0].labels(), 3)
 			require.Empty(t, n.Foreign())
 		})
@@ -266,9 +266,14 @@ func TestALabelOfOursThatNFDListsTooStaysOurs(t *testing.T) {
 		entry("gpu-agent", metav1.ManagedFieldsOperationApply, fields(count, healthy)),
 	}
 	n, _ := newTestNode(t, s, "n1")
-	require.NoError(t, n.Apply(t.Context(), some()))
+	require.NoError(t, n.Apply(t.Context(), some(), ""))
 	require.Equal(t, map[string]any{count: "8", healthy: "8"}, s.recorded()[0].labels())
 	require.Equal(t, []string{product}, n.Foreign())
+
+	// What is kept are labels of ours that are there.
+	s.reset(func() { s.node.Labels = map[string]string{count: "4", product: "NVIDIA-L4", healthy: "3"} })
+	require.NoError(t, n.Apply(t.Context(), map[string]string{}, "nvidia.com/"))
+	require.Equal(t, map[string]any{count: "4"}, s.recorded()[0].labels())
 }
 
 func TestAConflictLeavesOutThoseKeysAlone(t *testing.T) {
@@ -277,7 +282,7 @@ func TestAConflictLeavesOutThoseKeysAlone(t *testing.T) {
 	s.held[product] = [2]string{"NVIDIA-T4", "kubectl-label"} // the same value: shared
 	n, log := newTestNode(t, s, "n1")
 	for range 2 {
-		require.NoError(t, n.Apply(t.Context(), some()))
+		require.NoError(t, n.Apply(t.Context(), some(), ""))
 	}
 	a := s.recorded()
 	require.Len(t, a, 4, "tried again each time, for its owner may have let go")
@@ -287,12 +292,12 @@ func TestAConflictLeavesOutThoseKeysAlone(t *testing.T) {
 	require.Contains(t, log.String(), `kubectl-label`)
 
 	s.reset(func() { s.held = nil })
-	require.NoError(t, n.Apply(t.Context(), some()))
+	require.NoError(t, n.Apply(t.Context(), some(), ""))
 	require.Len(t, s.recorded()[0].labels(), 3)
 	require.Empty(t, n.Foreign())
 
 	s.reset(func() { s.held = map[string][2]string{count: {"5", "somebody"}} })
-	require.NoError(t, n.Apply(t.Context(), some()))
+	require.NoError(t, n.Apply(t.Context(), some(), ""))
 	require.Equal(t, 2, strings.Count(log.String(), "left to its owner"), "it came back: said again")
 }
 
@@ -302,7 +307,7 @@ func TestEveryKeyMayBeSomebodyElses(t *testing.T) {
 		s.held[key] = [2]string{"other", "somebody"}
 	}
 	n, _ := newTestNode(t, s, "n1")
-	require.NoError(t, n.Apply(t.Context(), some()))
+	require.NoError(t, n.Apply(t.Context(), some(), ""))
 	require.Len(t, n.Foreign(), 3)
 	require.Empty(t, s.recorded()[1].labels())
 }
@@ -322,7 +327,7 @@ func TestAnAPIServerThatRefuses(t *testing.T) {
 			s := newAPIServer(t)
 			tt.set(s)
 			n, _ := newTestNode(t, s, tt.node)
-			require.ErrorContains(t, n.Apply(t.Context(), maps.Clone(some())), tt.want)
+			require.ErrorContains(t, n.Apply(t.Context(), maps.Clone(some()), ""), tt.want)
 			require.Empty(t, n.Foreign())
 			require.LessOrEqual(t, len(s.recorded()), 1)
 		})

@@ -17,8 +17,8 @@ import (
 type Config struct {
 	Resync  time.Duration // how often unchanged labels are applied again, which heals deletions by hand; default 5 min
 	Machine string        // see Input
-	// Applied, if set, is told after every successful Apply what is on the node now; it must not block
-	// or change the map. The cache waits for a set without a model's label before it removes the
+	// Applied, if set, is told after every successful Apply of a whole set what is on the node now; it
+	// must not block or change the map. The cache waits for a set without a model's label before it removes the
 	// model's files. It must not wait for ever: without an API server, or before the first driver, there
 	// is no such set.
 	Applied func(labels map[string]string)
@@ -53,6 +53,9 @@ const (
 // while the driver comes up. Where no driver ever loads they therefore stay as they are, and models
 // are not labelled. When a driver that was loaded goes away, the node keeps its labels and
 // gpu-agent.dev/gpu.healthy becomes 0.
+//
+// While inventories holds none, the labels of models stay as they are: at a restart they must not go and
+// come back, and during an upgrade the agent that still holds the cache goes on promising them.
 func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inventories,
 	policies Policies, sink Sink,
 ) error {
@@ -81,7 +84,11 @@ func Run(ctx context.Context, cfg Config, snapshots Snapshots, inventories Inven
 		} else {
 			in := Of(policy, held(snapshot, known))
 			in.Inventory, in.Machine = inventory, cfg.Machine
-			r.act(ctx, For(in))
+			keep := ""
+			if inventories != nil && inventory == nil {
+				keep = modelPrefix // the cache is not open yet, or another agent still holds it
+			}
+			r.act(ctx, For(in), keep)
 			timer.Reset(time.Until(r.due))
 		}
 		select {
@@ -101,17 +108,19 @@ type runner struct {
 	sink    Sink
 	log     *slog.Logger
 	applied map[string]string // nil before the first success
+	kept    string            // the keys that it left as they were
 	backoff time.Duration     // 0 after a success
 	due     time.Time         // of the retry after a failure, of the resync after a success
 }
 
 // act applies want if it differs from what is on the node, or if the resync or a retry is due.
-func (r *runner) act(ctx context.Context, want map[string]string) {
+func (r *runner) act(ctx context.Context, want map[string]string, keep string) {
 	failing := r.backoff > 0
-	if now := time.Now(); now.Before(r.due) && (failing || maps.Equal(want, r.applied)) {
+	same := maps.Equal(want, r.applied) && keep == r.kept
+	if now := time.Now(); now.Before(r.due) && (failing || same) {
 		return
 	}
-	if err := r.sink.Apply(ctx, want); err != nil {
+	if err := r.sink.Apply(ctx, want, keep); err != nil {
 		if ctx.Err() != nil {
 			return
 		}
@@ -120,11 +129,11 @@ func (r *runner) act(ctx context.Context, want map[string]string) {
 		r.log.Warn("node labels not applied", "error", err, "again in", r.backoff)
 		return
 	}
-	if failing || !maps.Equal(want, r.applied) {
+	if failing || !same {
 		r.log.Info("node labels applied", "labels", len(want), "changed", changed(r.applied, want))
 	}
-	r.applied, r.backoff, r.due = want, 0, time.Now().Add(r.cfg.Resync)
-	if r.cfg.Applied != nil {
+	r.applied, r.kept, r.backoff, r.due = want, keep, 0, time.Now().Add(r.cfg.Resync)
+	if r.cfg.Applied != nil && keep == "" {
 		r.cfg.Applied(want)
 	}
 }

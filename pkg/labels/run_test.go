@@ -31,14 +31,16 @@ type fakeSink struct {
 	err   error
 	tries int
 	all   []map[string]string
+	kept  []string // of each
 }
 
-func (f *fakeSink) Apply(_ context.Context, l map[string]string) error {
+func (f *fakeSink) Apply(_ context.Context, l map[string]string, keep string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tries++
 	if f.err == nil {
 		f.all = append(f.all, maps.Clone(l))
+		f.kept = append(f.kept, keep)
 	}
 	return f.err
 }
@@ -106,10 +108,11 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{}
+		w.models.Set(&model.Inventory{})
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := labels.Config{
 			Machine: "DGX H100", Log: slog.New(slog.NewTextHandler(&w.log, nil)),
-			Applied: func(l map[string]string) { _ = w.told.Apply(ctx, l) },
+			Applied: func(l map[string]string) { _ = w.told.Apply(ctx, l, "") },
 		}
 		done := make(chan error, 1)
 		go func() {
@@ -131,7 +134,6 @@ func (w *world) set(s *gpu.Snapshot) {
 
 func TestNothingIsAppliedBeforeTheFirstDriver(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		w.models.Set(&model.Inventory{})
 		w.set(&gpu.Snapshot{Driver: gpu.Driver{Error: "libnvidia-ml.so.1 not found"}})
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -221,6 +223,19 @@ func TestAModelsLabelGoesAndThatIsTold(t *testing.T) {
 	})
 }
 
+func TestLabelsOfModelsStayUntilTheCacheIsOpen(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.models.Set(nil)
+		w.set(gputest.Node(1))
+		require.Equal(t, []string{"models.gpu-agent.dev/"}, w.sink.kept)
+		require.Zero(t, w.told.tried(), "what is on the node of them is not known")
+		w.models.Set(&model.Inventory{})
+		synctest.Wait()
+		require.Equal(t, []string{"models.gpu-agent.dev/", ""}, w.sink.kept)
+		require.Len(t, w.told.sets(), 1)
+	})
+}
+
 func TestRunWithoutACache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var gpus watch.Value[*gpu.Snapshot]
@@ -229,7 +244,7 @@ func TestRunWithoutACache(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.NoError(t, labels.Run(ctx, labels.Config{}, &gpus, nil, whole(t), sink))
-		require.Len(t, sink.sets(), 1)
+		require.Equal(t, []string{""}, sink.kept, "and models have no labels")
 	})
 }
 
@@ -237,8 +252,8 @@ func TestFileSinkReplacesTheFileWhole(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	sink := labels.FileSink{Path: filepath.Join(dir, "gpu-agent")}
-	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "1", "a.io/y": "", "gone": "1"}))
-	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "2", "a.io/y": ""}))
+	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "1", "a.io/y": "", "gone": "1"}, ""))
+	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "2", "a.io/y": ""}, ""))
 	got, err := os.ReadFile(sink.Path)
 	require.NoError(t, err)
 	require.Equal(t, "a.io/y=\nb.io/x=2\n", string(got))
@@ -247,13 +262,20 @@ func TestFileSinkReplacesTheFileWhole(t *testing.T) {
 	require.Equal(t, os.FileMode(0o644), info.Mode().Perm(), "NFD runs as another user")
 
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "taken"), 0o755))
-	err = labels.FileSink{Path: filepath.Join(dir, "taken")}.Apply(t.Context(), nil)
+	require.NoError(t, sink.Apply(t.Context(), map[string]string{"b.io/x": "3"}, "a.io/"))
+	got, err = os.ReadFile(sink.Path)
+	require.NoError(t, err)
+	require.Equal(t, "a.io/y=\nb.io/x=3\n", string(got), "what is kept stays as it is")
+	fresh := labels.FileSink{Path: filepath.Join(dir, "fresh")}
+	require.NoError(t, fresh.Apply(t.Context(), map[string]string{"b.io/x": "3"}, "a.io/"))
+
+	err = labels.FileSink{Path: filepath.Join(dir, "taken")}.Apply(t.Context(), nil, "")
 	require.ErrorContains(t, err, "write labels to "+dir)
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, entries, 2, "no temporary file is left")
+	require.Len(t, entries, 3, "no temporary file is left")
 
-	require.ErrorIs(t, labels.FileSink{Path: filepath.Join(dir, "none", "f")}.Apply(t.Context(), nil), os.ErrNotExist)
+	require.ErrorIs(t, labels.FileSink{Path: filepath.Join(dir, "none", "f")}.Apply(t.Context(), nil, ""), os.ErrNotExist)
 }
 
 func TestMachine(t *testing.T) {

@@ -3,6 +3,7 @@ package labels
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,10 +14,11 @@ import (
 )
 
 // Sink is where labels go. Apply makes labels the whole set that this agent answers for: a key that
-// it applied before and that is missing now is gone when Apply returns nil. Keys of others are left
-// alone. Run calls it from one goroutine and retries after an error.
+// it applied before, also in an earlier run, and that is missing now is gone when Apply returns nil,
+// unless it starts with keep: such keys stay as they are, for their truth is not known yet. keep "" is
+// none. Keys of others are left alone. Run calls it from one goroutine and retries after an error.
 type Sink interface {
-	Apply(ctx context.Context, labels map[string]string) error
+	Apply(ctx context.Context, labels map[string]string, keep string) error
 }
 
 // FileSink writes the labels to a file, one key=value a line, for runs without a cluster and for node
@@ -26,7 +28,10 @@ type FileSink struct {
 }
 
 // Apply replaces the file whole and durably: a reader sees the old labels or the new, never half.
-func (f FileSink) Apply(_ context.Context, labels map[string]string) (err error) {
+func (f FileSink) Apply(_ context.Context, labels map[string]string, keep string) (err error) {
+	if labels, err = f.kept(labels, keep); err != nil {
+		return fmt.Errorf("write labels to %s: %w", f.Path, err)
+	}
 	// Same directory, so that the rename is atomic; a leading dot, which NFD skips.
 	tmp, err := os.CreateTemp(filepath.Dir(f.Path), ".labels-*")
 	if err != nil {
@@ -52,6 +57,25 @@ func (f FileSink) Apply(_ context.Context, labels map[string]string) (err error)
 		return err
 	}
 	return os.Rename(tmp.Name(), f.Path)
+}
+
+// kept is labels and those of the file that start with keep.
+func (f FileSink) kept(labels map[string]string, keep string) (map[string]string, error) {
+	if keep == "" {
+		return labels, nil
+	}
+	content, err := os.ReadFile(f.Path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	all := map[string]string{}
+	for line := range strings.Lines(string(content)) {
+		if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok && strings.HasPrefix(key, keep) {
+			all[key] = value
+		}
+	}
+	maps.Copy(all, labels)
+	return all, nil
 }
 
 // Write writes labels as key=value lines, sorted by key.
