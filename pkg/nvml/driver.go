@@ -62,6 +62,7 @@ const (
 	eventXID eventKind = iota
 	eventUnavailable
 	eventRecoveryAction // the GPU's recovery action changed
+	eventMIGChange      // instances were made or destroyed
 )
 
 func (e event) String() string {
@@ -70,6 +71,8 @@ func (e event) String() string {
 		return "GPU unavailable"
 	case eventRecoveryAction:
 		return "recovery action"
+	case eventMIGChange:
+		return "MIG change"
 	}
 	return fmt.Sprintf("XID %d", e.Code)
 }

@@ -156,7 +156,8 @@ func (s *cSession) GPU(index int) (card, code) {
 }
 
 // watched are the events that we can use; which of them a GPU has depends on it and on the driver.
-const watched = gonvml.EventTypeXidCriticalError | gonvml.EventTypeGpuUnavailableError | gonvml.EventTypeGpuRecoveryAction
+const watched = gonvml.EventTypeXidCriticalError | gonvml.EventTypeGpuUnavailableError |
+	gonvml.EventTypeGpuRecoveryAction | gonvml.EventMigConfigChange
 
 // register asks for the events of a GPU, once: a handle is opened anew after every failure. A GPU that has no
 // events is read all the same.
@@ -204,6 +205,8 @@ func (s *cSession) Wait(timeout time.Duration) (event, code) {
 		out.Kind = eventUnavailable
 	case gonvml.EventTypeGpuRecoveryAction:
 		out.Kind = eventRecoveryAction
+	case gonvml.EventMigConfigChange:
+		out.Kind = eventMIGChange
 	default:
 		return event{}, errTimeout
 	}

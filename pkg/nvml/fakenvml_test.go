@@ -168,6 +168,32 @@ func TestThroughTheRealLoader(t *testing.T) {
 	require.Equal(t, "560.35.03", s.Driver.Version)
 }
 
+func TestAMIGEventThroughTheRealLoader(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t))
+		return
+	}
+	write := stateFile(t)
+	write("gpus 2\ngpu 0 mig=1\n")
+	m, err := New(Config{Library: library, Interval: time.Hour})
+	require.NoError(t, err)
+	m.host = host{sysfs: t.TempDir(), procfs: t.TempDir()}
+	run(t, m)
+	await(t, m, "readings", func(s *gpu.Snapshot) bool { return len(s.Devices) == 2 && read(s) })
+	// Sent until it is heard: the driver tells nobody of what was before it was listened to.
+	for seq := 1; len(m.Get().Devices[0].Instances) == 0; seq++ {
+		require.Less(t, seq, 100)
+		write("gpus 2\ngpu 0 mig=1\nmig 0 1g.10gb gi=7\nmigchange 0 seq=%d\n", seq)
+		_, changed := m.Watch()
+		select {
+		case <-changed:
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	require.Equal(t, 2, m.Get().HealthyCount())
+}
+
 func TestMIGThroughTheRealLoader(t *testing.T) {
 	library := os.Getenv("NVML_TEST_LIBRARY")
 	if library == "" {

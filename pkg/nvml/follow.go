@@ -233,12 +233,13 @@ func (f *follower) take(a answer) (urgent bool, err error) {
 // identify notes who sits in a slot.
 func (f *follower) identify(s *slot, a answer) (urgent bool) {
 	g := f.inv.byUUID(a.device)
-	if was, now := describeMIG(g.device), describeMIG(a.device); was != now {
-		f.log.Info("MIG changed", "gpu", a.device.Index, "uuid", a.device.UUID, "was", was, "now", now)
+	if urgent = !sameMIG(g.device, a.device); urgent {
+		f.log.Info("MIG changed", "gpu", a.device.Index, "uuid", a.device.UUID,
+			"was", describeMIG(g.device), "now", describeMIG(a.device))
 	}
 	g.device, g.binding = a.device, a.binding
 	if s.gpu == g {
-		return false
+		return urgent
 	}
 	f.seat(s, g)
 	if f.settled {
@@ -350,7 +351,7 @@ func (f *follower) event(s *slot, e event) (urgent bool) {
 	case eventUnavailable:
 		f.inv.rules.unavailable(&g.state, f.inv.marks(g), now)
 		s.wanted = true
-	case eventRecoveryAction:
+	case eventRecoveryAction, eventMIGChange:
 		s.wanted = true
 	}
 	f.say(g, before)

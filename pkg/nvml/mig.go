@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -55,6 +56,13 @@ func nameCapabilities(instances []gpu.Instance, minors map[string]int) {
 		in := &instances[i]
 		in.GIMinor, in.CIMinor = find("gi%d/access", in.GI), find("gi%d/ci%d/access", in.GI, in.CI)
 	}
+}
+
+func sameInstance(a, b gpu.Instance) bool { return a.UUID == b.UUID && a.Profile == b.Profile }
+
+// sameMIG reports whether a GPU is split as it was.
+func sameMIG(a, b gpu.Device) bool {
+	return a.MIGEnabled == b.MIGEnabled && a.MIGPending == b.MIGPending && slices.EqualFunc(a.Instances, b.Instances, sameInstance)
 }
 
 // describeMIG is how a GPU is split, for people: "off", "on: 3g.40gb 1g.10gb", with a change that waits.

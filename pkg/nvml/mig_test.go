@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -69,6 +70,23 @@ func TestAMIGChangeIsSaidOnce(t *testing.T) {
 		require.Contains(t, log.String(), `gpu=2 uuid=GPU-2 was=off now="on: 3g.40gb 1g.10gb"`)
 		require.Contains(t, log.String(), `was="on: 3g.40gb 1g.10gb" now="on, no instance"`)
 		require.Equal(t, "on: ; a change of the mode waits for a reset", describeMIG(gpu.Device{MIGEnabled: true, MIGPending: true, Instances: make([]gpu.Instance, 1)}))
+	})
+}
+
+func TestAMIGEventIsFollowedAtOnceWhileAnotherGPUHangs(t *testing.T) {
+	play(t, splitEight, func(t *testing.T, m *Monitor, d *script) {
+		hang := make(chan struct{})
+		d.do(func() {
+			d.cards[7].hang = hang
+			d.cards[2].instances[1].UUID = "MIG-c" // the same profile, made anew
+		})
+		pass(time.Second)
+		require.Equal(t, gpu.UUID("MIG-b"), m.Get().Devices[2].Instances[1].UUID)
+		d.events <- event{GPU: 2, Kind: eventMIGChange}
+		synctest.Wait()
+		require.Equal(t, gpu.UUID("MIG-c"), m.Get().Devices[2].Instances[1].UUID)
+		d.do(func() { d.cards[7].hang = nil })
+		close(hang)
 	})
 }
 

@@ -171,8 +171,7 @@ func (r *reader) partition() code {
 	if c != success {
 		return c
 	}
-	same := func(x, y gpu.Instance) bool { return x.UUID == y.UUID && x.Profile == y.Profile }
-	if !slices.EqualFunc(before, r.device.Instances, same) {
+	if !slices.EqualFunc(before, r.device.Instances, sameInstance) {
 		for _, o := range instanceOps {
 			delete(r.unsupported, ofInstance(o))
 		}

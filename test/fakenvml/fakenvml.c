@@ -221,7 +221,7 @@ static void parse_line(struct state *s, char *line) {
   if (!strcmp(what, "gpus") && atoi(arg) >= 0 && atoi(arg) <= MAX_GPUS) { s->gpus = atoi(arg); return; }
   int all = !strcmp(arg, "*"), i = all ? 0 : atoi(arg);
   if (i < 0 || i >= MAX_GPUS) { complain(copy); return; }
-  u64 type = !strcmp(what, "xid") ? 8 : !strcmp(what, "unavailable") ? 0x4000 : !strcmp(what, "recovery") ? 0x8000 : 0;
+  u64 type = !strcmp(what, "xid") ? 8 : !strcmp(what, "unavailable") ? 0x4000 : !strcmp(what, "recovery") ? 0x8000 : !strcmp(what, "migchange") ? 0x100 : 0;
   if (type) {
     char *code = type == 8 ? word(&p) : "0", *seq = word(&p);
     if (!code || !seq || strncmp(seq, "seq=", 4) || s->xids == MAX_XIDS) { complain(copy); return; }
@@ -551,7 +551,7 @@ EXPORT ret nvmlEventSetWait_v2(event_set *set, event_data *e, unsigned ms) {
 }
 
 #ifndef FAKENVML_OLD // what a driver of 2020 does not have
-EXPORT ret nvmlDeviceGetSupportedEventTypes(device d, u64 *types) { LOOK; *types = 0xc008; return SUCCESS; }
+EXPORT ret nvmlDeviceGetSupportedEventTypes(device d, u64 *types) { LOOK; *types = 0xc108; return SUCCESS; }
 typedef struct { unsigned version; u64 counts[11]; unsigned exceeded; } sram_status;
 EXPORT ret nvmlDeviceGetSramEccErrorStatus(device d, sram_status *s) { LOOK; GIVE(&s->exceeded, g.sram_exceeded, 1); }
 EXPORT ret nvmlDeviceGetMaxMigDeviceCount(device d, unsigned *n) { LOOK; *n = g.mig > 0 ? MAX_MIG : 0; return SUCCESS; }
