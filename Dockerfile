@@ -7,10 +7,11 @@ ARG BASE_IMAGE=gcr.io/distroless/base-debian12
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY go.mod go.sum ./
+COPY third_party third_party
 RUN go mod download
 COPY . .
 ARG VERSION=dev
-RUN CGO_ENABLED=1 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /gpu-agent ./cmd/gpu-agent
+RUN CGO_ENABLED=1 go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=${VERSION}" -o /gpu-agent ./cmd/gpu-agent
 
 FROM ${BASE_IMAGE}
 COPY --from=build /gpu-agent /usr/bin/gpu-agent

@@ -4,6 +4,9 @@ export GOTOOLCHAIN := auto
 # go-nvml wraps functions that its own header calls deprecated.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
+# Without x/net/trace: see third_party/conntrack.
+export GOFLAGS := $(GOFLAGS) -tags=grpcnotrace
+
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE ?= docker.io/library/gpu-agent:dev
 LDFLAGS := -s -w -X main.version=$(VERSION)

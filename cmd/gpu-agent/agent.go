@@ -260,16 +260,12 @@ func (a *agent) runCondition(ctx context.Context) error {
 }
 
 func (a *agent) runHTTP(ctx context.Context) error {
-	handler, err := a.web(a.pages.Handler())
-	if err != nil {
-		return err
-	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.HTTP.Listen)
 	if err != nil {
 		return fmt.Errorf("http.listen: %w", err)
 	}
 	a.log.Info("listening", "address", l.Addr().String())
-	return serve(ctx, l, handler, a.config.HTTP.WebConfigFile, a.log)
+	return serve(ctx, l, a.web(a.pages.Handler()), a.config.HTTP.WebConfigFile, a.log)
 }
 
 func (a *agent) configError(err error) {

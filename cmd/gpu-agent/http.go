@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html/template"
 	"log/slog"
 	"maps"
 	"net"
@@ -18,15 +16,8 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 )
 
-//go:embed page.html
-var pageSource string
-
 // web is what anybody may see over TCP. Nothing here changes state.
-func (a *agent) web(metrics http.Handler) (http.Handler, error) {
-	page, err := template.New("page").Funcs(template.FuncMap{"bytes": formatBytes, "age": formatAge}).Parse(pageSource)
-	if err != nil {
-		return nil, fmt.Errorf("status page: %w", err)
-	}
+func (a *agent) web(metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -35,11 +26,11 @@ func (a *agent) web(metrics http.Handler) (http.Handler, error) {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-		if err := page.Execute(w, a.state()); err != nil {
+		if err := writePage(w, a.state()); err != nil {
 			a.log.Debug("status page", "error", err)
 		}
 	})
-	return mux, nil
+	return mux
 }
 
 // writeReady says of each part whether it is ready, and why not.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -130,6 +131,32 @@ func TestEachHeavyModuleHasOneHome(t *testing.T) {
 				}
 				require.Contains(t, homes, name, "%s imports %s", name, in)
 			}
+		}
+	}
+}
+
+// TestNoTemplates holds the binary down: a program that can reach text/template keeps every exported method of
+// every type, among them the operations of S3 that nothing calls (9 MB; see third_party/conntrack). These two
+// import it for functions that the agent does not reach.
+func TestNoTemplates(t *testing.T) {
+	unreached := map[string]bool{
+		"github.com/prometheus/exporter-toolkit/web": true, // its landing page
+		"github.com/spf13/cobra":                     true, // usage texts of one's own
+		"html/template":                              true,
+	}
+	cmd := exec.Command("go", "list", "-tags=grpcnotrace", "-deps", "-json=ImportPath,Imports", "./cmd/gpu-agent")
+	cmd.Dir = filepath.Join("..", "..")
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return
+		} else {
+			require.NoError(t, err)
+		}
+		if slices.Contains(p.Imports, "text/template") || slices.Contains(p.Imports, "html/template") {
+			require.True(t, unreached[p.ImportPath], "%s imports templates", p.ImportPath)
 		}
 	}
 }

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/internal/supervise"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu/gputest"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
+)
+
+func TestThePageShowsWhatThereIs(t *testing.T) {
+	snapshot := gputest.Sick(gputest.Node(2), 1, gpu.Lost)
+	s := &state{
+		Node: "node-1", Snapshot: snapshot, Plugin: &pluginState{Error: "kubelet is not there"},
+		Owners: map[gpu.UUID][]resource.Owner{gputest.UUID(0): {{Namespace: "ns", Pod: "pod"}}},
+		Tasks:  map[string]supervise.Task{"cache": {Error: "disk is full"}},
+		Cache:  &model.Inventory{Models: []model.Status{{Name: "llama", State: model.Pulling, Size: 2048, Done: 1024}}},
+		Labels: map[string]string{"nvidia.com/gpu.count": "2"},
+	}
+	var out strings.Builder
+	require.NoError(t, writePage(&out, s))
+	for _, want := range []string{
+		"gpu-agent on node-1", "(driver 550.163.01)", "NVIDIA H100 80GB HBM3", "ns/pod", "GPU is Lost", "needs ResetGPU",
+		"1.0 KiB of 2.0 KiB", "disk is full", "kubelet is not there", "nvidia.com/gpu.count",
+	} {
+		require.Contains(t, out.String(), want)
+	}
+	require.Equal(t, strings.Count(out.String(), "<tr>"), strings.Count(out.String(), "</tr>"))
+
+	require.NoError(t, writePage(&out, &state{Snapshot: &gpu.Snapshot{}, Allocation: "none"}))
+	require.Contains(t, out.String(), "<tr><td>none</td></tr>")
+	require.Contains(t, out.String(), "Allocation is none")
+}
+
+// Names, errors and labels come from boards, origins and other people's manifests.
+func TestNothingOnThePageIsMarkupOfOthers(t *testing.T) {
+	const evil = `<script>"'&`
+	snapshot := gputest.Sick(gputest.Node(1), 0, evil)
+	d := &snapshot.Devices[0]
+	d.Name, d.UUID, d.Health.Text = evil, evil, evil
+	d.Instances = []gpu.Instance{{UUID: evil, Profile: evil}}
+	snapshot.Devices = append(snapshot.Devices, gpu.Device{Notices: []gpu.Notice{{Code: evil, Text: evil}}})
+	snapshot.Driver = gpu.Driver{Version: evil, Error: evil}
+	s := &state{
+		Node: evil, Version: evil, Snapshot: snapshot, Problems: []string{evil}, Allocation: evil, Config: configState{Error: evil},
+		Owners: map[gpu.UUID][]resource.Owner{evil: {{Namespace: evil, Pod: evil}}},
+		Tasks:  map[string]supervise.Task{evil: {Error: errors.New(evil).Error()}},
+		Cache:  &model.Inventory{Root: evil, Models: []model.Status{{Name: evil, State: evil, Source: evil, Message: evil}}},
+		Labels: map[string]string{evil: evil},
+	}
+	for _, plugin := range []*pluginState{nil, {Error: evil}} {
+		s.Plugin = plugin
+		var out strings.Builder
+		require.NoError(t, writePage(&out, s))
+		require.NotContains(t, out.String(), "<script>")
+		require.NotContains(t, strings.ReplaceAll(out.String(), pageStyle, ""), `"'&`)
+	}
+}
