@@ -323,6 +323,7 @@ func TestWhatIsNotKnownIsAbsent(t *testing.T) {
 	w := &world{snapshot: &gpu.Snapshot{Time: gputest.Time, Driver: gpu.Driver{Error: "libnvidia-ml.so.1 not found"}}}
 	text := scrape(t, collector(t, w, Config{}))
 	require.Equal(t, "0", value(t, text, "gpu_agent_driver_loaded"))
+	require.Empty(t, lines(text, "gpu_agent_unidentified_gpus"), "without a driver nobody counts them")
 	require.Equal(t, "0", value(t, text, "gpu_agent_simulated"))
 	require.Equal(t, "0", value(t, text, "gpu_agent_podresources_up"))
 	require.Equal(t, "0", value(t, text, "gpu_agent_task_up", `task="cache"`))

@@ -137,4 +137,11 @@ func TestNoticesAndLinksAreShown(t *testing.T) {
 	require.Equal(t, "18", value(t, text, "gpu_nvlinks", `remote="nvswitch"`))
 	require.Equal(t, "4", value(t, text, "gpu_nvlinks", `remote="00000000:0C:00.0"`))
 	require.Empty(t, lines(text, "gpu_unhealthy_since_timestamp_seconds"))
+	require.Equal(t, "0", value(t, text, "gpu_agent_unidentified_gpus"))
+	require.Equal(t, "0", value(t, text, "gpu_agent_health_state_error"))
+
+	w.snapshot.Unidentified, w.snapshot.StateError = 2, "no space left on device"
+	text = scrape(t, collector(t, w, Config{}))
+	require.Equal(t, "2", value(t, text, "gpu_agent_unidentified_gpus"))
+	require.Equal(t, "1", value(t, text, "gpu_agent_health_state_error"))
 }
