@@ -113,6 +113,9 @@ func TestMIGLabelsAreThoseOfGFD(t *testing.T) {
 			resource.Config{MPS: shared("nvidia.com/gpu", 2)}, gputest.Node(2),
 			with(whole(h100Name+"-SHARED", "2", "2", "mps"), map[string]string{"mps.capable": "true"}),
 		},
+		"MPS beside a split GPU": {
+			resource.Config{MPS: shared("nvidia.com/gpu", 2)}, split(gputest.Node(2), 0, "1g.10gb"), with(whole(h100Name+"-SHARED", "2", "2", "mps")),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
