@@ -90,8 +90,10 @@ type Plugin struct {
 	status Status // guarded by mu, but for Allocations
 
 	// Owned by Run.
-	known         []string // resources offered since the policy is in force, sorted
-	edited        bool     // the policy is newer than known
+	known         []string             // resources to be registered, sorted
+	edited        bool                 // the policy is newer than known
+	leaving       map[string]time.Time // registered, and since when not offered any more
+	problems      []string             // as last logged
 	others        instances
 	endpoints     map[string]*endpoint
 	pace          pace
@@ -108,14 +110,16 @@ func New(cfg Config, policies Policies, snapshots Snapshots) *Plugin {
 		cfg: cfg, policies: policies, snapshots: snapshots,
 		ended:     make(chan struct{}, 1),
 		endpoints: map[string]*endpoint{},
+		leaving:   map[string]time.Time{},
 		status:    Status{Err: errNoDevices},
 		others:    instances{born: stamp(time.Now())},
 	}
 }
 
 var (
-	errNoDevices = errors.New("no GPU known yet")
-	errTakenOver = errors.New("a newer instance has taken over")
+	errNoDevices   = errors.New("no GPU known yet")
+	errNoneOffered = errors.New("none of this node's GPUs is offered")
+	errTakenOver   = errors.New("a newer instance has taken over")
 )
 
 // Status is the present state.
@@ -146,7 +150,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 		}
 		p.report(err)
 
-		again := time.NewTimer(p.pace.next(time.Now(), folder.watched()))
+		again := time.NewTimer(p.wait(p.pace.next(time.Now(), folder.watched())))
 		select {
 		case <-ctx.Done():
 			again.Stop()
@@ -178,9 +182,9 @@ func (p *Plugin) reconcile(ctx context.Context, policy resource.Policy, s *gpu.S
 		p.dropAll()
 		return errors.New(elsewhere)
 	}
-	p.learn(policy, s)
+	p.learn(policy, s, time.Now())
 	if len(p.known) == 0 {
-		return waitingForGPUs(s)
+		return p.waiting(s)
 	}
 	if err := folder.look(); err != nil {
 		return err
@@ -188,7 +192,7 @@ func (p *Plugin) reconcile(ctx context.Context, policy resource.Policy, s *gpu.S
 	p.others.look(p.cfg.Dir, time.Now())
 	kubelet := fileAt(p.kubeletSocket())
 	p.dropFaulty(kubelet)
-	if len(p.endpoints) == len(p.known) {
+	if !p.missing() {
 		return nil
 	}
 	if kubelet == nil {
@@ -235,36 +239,6 @@ func (p *Plugin) registerMissing(ctx context.Context, kubelet os.FileInfo) error
 		p.endpoints[name] = e
 	}
 	return errors.Join(errs...)
-}
-
-// learn adds what is offered to what is registered. Nothing is announced before a driver was there, and
-// what was announced once stays registered while the policy does: what became of it is said on its
-// streams. Under a new policy what is not offered any more goes.
-func (p *Plugin) learn(policy resource.Policy, s *gpu.Snapshot) {
-	if s == nil || !s.Driver.Loaded {
-		return
-	}
-	if p.edited {
-		p.known, p.edited = nil, false
-	}
-	for _, o := range policy.Offers(s) {
-		if i, found := slices.BinarySearch(p.known, o.Resource); !found {
-			p.known = slices.Insert(p.known, i, o.Resource)
-		}
-	}
-	for name := range p.endpoints {
-		if _, offered := slices.BinarySearch(p.known, name); !offered {
-			p.cfg.Log.Info("not offered any more", "resource", name)
-			p.drop(name)
-		}
-	}
-}
-
-func waitingForGPUs(s *gpu.Snapshot) error {
-	if s != nil && !s.Driver.Loaded && s.Driver.Error != "" {
-		return fmt.Errorf("%w: driver not loaded: %s", errNoDevices, s.Driver.Error)
-	}
-	return errNoDevices
 }
 
 // drop closes one registration. Its counterpart in the kubelet sees the connection end.
