@@ -31,6 +31,9 @@ func devicesCommand() *cobra.Command {
 			}
 			return watchGPUs(cmd.Context(), c, true, func(s *gpu.Snapshot) error {
 				offers := policy.Offers(s)
+				for _, problem := range policy.Problems(s) {
+					fmt.Fprintln(cmd.ErrOrStderr(), problem)
+				}
 				if output.json() {
 					return printJSON(cmd.OutOrStdout(), offers)
 				}

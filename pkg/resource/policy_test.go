@@ -76,6 +76,7 @@ func TestPolicyRefusesWhatItWouldNotDo(t *testing.T) {
 		"sharing: timeSlicing and mps are both":                                                   {TimeSlicing: mps, MPS: mps},
 		"sharing.timeSlicing.resources: want at least one resource to share":                      gpus(),
 		"sharing.timeSlicing.resources[0].replicas: want 2 or more, got 1":                        gpus(resource.Shared{Name: "nvidia.com/gpu", Replicas: 1}),
+		"sharing.timeSlicing.resources[0].replicas: want at most 1000, got 1001":                  gpus(resource.Shared{Name: "nvidia.com/gpu", Replicas: 1001}),
 		"sharing.timeSlicing.resources[0].replicas: want 2 or more, got 0":                        gpus(resource.Shared{Name: "nvidia.com/gpu"}),
 		`sharing.timeSlicing.resources[0].name: resource name "": want`:                           gpus(resource.Shared{Replicas: 2}),
 		`sharing.timeSlicing.resources[0].rename: resource name "x": want`:                        gpus(resource.Shared{Name: "nvidia.com/gpu", Rename: "x", Replicas: 2}),

@@ -26,6 +26,10 @@ func (c *Config) sharing() (s *Sharing, kind, path string) {
 	return nil, "", ""
 }
 
+// maxReplicas is far above what a GPU can serve. Each share is a device in every list to the kubelet, and
+// a slip of the keyboard must not cost the node its memory.
+const maxReplicas = 1000
+
 var deviceRef = regexp.MustCompile(`^([0-9]{1,4}(:[0-9]{1,4})?|(GPU|MIG)-[-0-9A-Za-z]+)$`) // read-only
 
 func (c *Config) sharingFaults(f *Faults) {
@@ -51,6 +55,9 @@ func (c *Config) sharingFaults(f *Faults) {
 		}
 		if r.Replicas < 2 {
 			f.add(at+".replicas", "want 2 or more, got %d", r.Replicas)
+		}
+		if r.Replicas > maxReplicas {
+			f.add(at+".replicas", "want at most %d, got %d", maxReplicas, r.Replicas)
 		}
 		for j, ref := range r.Devices {
 			if !deviceRef.MatchString(ref) {
