@@ -95,6 +95,7 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	door := kube.Config{
 		NodeName: c.NodeName, Kubeconfig: c.Labels.Kubeconfig, PodResourcesSocket: c.PodResources.Socket,
 		PodResourcesInterval: time.Duration(c.PodResources.Interval), Log: log.With("part", "kube"),
+		Ours: func(name string) bool { return a.policy.Get().Ours(name) },
 	}
 	if c.PodResources.Enabled {
 		a.owners = kube.NewOwners(door)

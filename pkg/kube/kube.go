@@ -5,6 +5,7 @@ package kube
 import (
 	"cmp"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -15,7 +16,8 @@ type Config struct {
 
 	PodResourcesSocket   string        // default /var/lib/kubelet/pod-resources/kubelet.sock
 	PodResourcesInterval time.Duration // default 5 s
-	ResourcePrefix       string        // of the resources whose holders are wanted; default "nvidia.com/"
+	// Ours reports whether the holders of a resource are wanted; default: those of nvidia.com/.
+	Ours func(resource string) bool
 
 	Log *slog.Logger // nil discards
 }
@@ -23,7 +25,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.PodResourcesSocket = cmp.Or(c.PodResourcesSocket, "/var/lib/kubelet/pod-resources/kubelet.sock")
 	c.PodResourcesInterval = cmp.Or(c.PodResourcesInterval, 5*time.Second)
-	c.ResourcePrefix = cmp.Or(c.ResourcePrefix, "nvidia.com/")
+	if c.Ours == nil {
+		c.Ours = func(resource string) bool { return strings.HasPrefix(resource, "nvidia.com/") }
+	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	return c
 }

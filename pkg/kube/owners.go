@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -167,7 +166,7 @@ func (o *Owners) ids(container *podresources.ContainerResources) []resource.ID {
 	var ids []resource.ID
 	for _, devices := range container.GetDevices() {
 		name := devices.GetResourceName()
-		if !strings.HasPrefix(name, o.cfg.ResourcePrefix) {
+		if !o.cfg.Ours(name) {
 			continue
 		}
 		for _, s := range devices.GetDeviceIds() {

@@ -81,6 +81,12 @@ func TestOwnersAreReadFromTheKubeletsList(t *testing.T) {
 	}
 }
 
+func TestTheHoldersOfOtherNamesAreWantedToo(t *testing.T) {
+	o := NewOwners(Config{Ours: func(resource string) bool { return resource == "acme.com/h100" }})
+	got := o.read(list(pod("ns", "a", container("main", holds("acme.com/h100", "GPU-0"), holds("nvidia.com/gpu", "GPU-1")))))
+	require.Equal(t, map[gpu.UUID][]resource.Owner{"GPU-0": {{Namespace: "ns", Pod: "a", Container: "main"}}}, got)
+}
+
 func TestAnUnknownIDIsLoggedOnceForItsResource(t *testing.T) {
 	var log bytes.Buffer
 	o := NewOwners(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})

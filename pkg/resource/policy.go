@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
@@ -27,6 +28,22 @@ func (p Policy) Config() Config { return p.cfg }
 
 // Resource is the resource name that whole GPUs are offered under, unless another is given by model.
 func (p Policy) Resource() string { return p.cfg.Resource }
+
+// Ours reports whether a resource is of a domain that GPUs go by here: pods may still hold what was offered
+// under a name that the policy no longer gives.
+func (p Policy) Ours(resource string) bool {
+	domain, _, _ := strings.Cut(resource, "/")
+	ours := []string{"nvidia.com/", p.cfg.Resource}
+	for _, n := range slices.Concat(p.cfg.GPUNames, p.cfg.MIGNames) {
+		ours = append(ours, n.Resource)
+	}
+	if sharing, _, _ := p.cfg.sharing(); sharing != nil {
+		for _, r := range sharing.Resources {
+			ours = append(ours, r.Rename)
+		}
+	}
+	return slices.ContainsFunc(ours, func(name string) bool { return strings.HasPrefix(name, domain+"/") })
+}
 
 // MIGStrategy is MIGNone, MIGSingle or MIGMixed.
 func (p Policy) MIGStrategy() string { return p.cfg.MIGStrategy }

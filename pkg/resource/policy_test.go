@@ -134,3 +134,17 @@ func TestNoGPUIsHealthyWithoutADriver(t *testing.T) {
 	_, err := p.Edits(s, ids(0))
 	require.ErrorContains(t, err, "libnvidia-ml.so.1 not found")
 }
+
+func TestWhichResourcesAreOurs(t *testing.T) {
+	t.Parallel()
+	p := policy(t, resource.Config{
+		Resource: "acme.com/gpu", GPUNames: []resource.Name{{"*T4*", "small.io/t4"}},
+		TimeSlicing: sliced(resource.Shared{Name: "acme.com/gpu", Rename: "slow.dev/gpu", Replicas: 2}),
+	})
+	for name, want := range map[string]bool{
+		"nvidia.com/gpu.shared": true, "acme.com/other": true, "small.io/t4": true, "slow.dev/gpu": true,
+		"amd.com/gpu": false, "acme.co/gpu": false, "": false,
+	} {
+		require.Equal(t, want, p.Ours(name), name)
+	}
+}
