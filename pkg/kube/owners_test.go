@@ -67,6 +67,16 @@ func TestOwnersAreReadFromTheKubeletsList(t *testing.T) {
 				{Namespace: "ns", Pod: "b", Container: "main"},
 			}},
 		},
+		"MIG instances, and shares of one": {
+			[]*podresources.PodResources{
+				pod("ns", "b", container("main", holds("nvidia.com/mig-1g.10gb", "MIG-1"))),
+				pod("ns", "a", container("main", holds("nvidia.com/mig-3g.40gb.shared", "MIG-2::0"))),
+			},
+			map[gpu.UUID][]resource.Owner{
+				"MIG-1": {{Namespace: "ns", Pod: "b", Container: "main"}},
+				"MIG-2": {{Namespace: "ns", Pod: "a", Container: "main"}},
+			},
+		},
 		"other resources and other ids": {
 			[]*podresources.PodResources{
 				pod("ns", "a", container("main", holds("amd.com/gpu", "GPU-9"), holds("nvidia.com/gpu", "nvidia0", "GPU-0"))),
