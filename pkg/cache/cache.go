@@ -30,8 +30,8 @@ type Cache struct {
 
 	inventory watch.Value[*model.Inventory]
 	wake      chan struct{} // to the reconcile loop: something changed
-	streams   chan struct{} // one token per concurrent read from an origin
-	fetched   atomic.Int64  // bytes from origins
+	streams   *streams
+	fetched   atomic.Int64 // bytes from origins
 
 	// admit is held while room is sought and made: one at a time, so that nobody counts the same room twice.
 	admit sync.Mutex

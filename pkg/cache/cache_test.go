@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -127,7 +128,7 @@ func TestBadAnswersEndInAReason(t *testing.T) {
 			}
 			return body(part[:len(part)-10])
 		})},
-		{"silence", "Stalled", "no byte", hook(func(_ int, ctx context.Context, _ int64, part []byte) (io.ReadCloser, error, bool) {
+		{"silence", "Stalled", "less than 32 KiB", hook(func(_ int, ctx context.Context, _ int64, part []byte) (io.ReadCloser, error, bool) {
 			return silent{ctx, bytes.NewReader(part[:5])}, nil, true
 		})},
 		{"forbidden", "Forbidden", "no", hook(func(int, context.Context, int64, []byte) (io.ReadCloser, error, bool) {
@@ -303,8 +304,8 @@ func TestARestartContinuesWhereTheJournalEnds(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := map[string][]byte{"big": noise(1, 40*64<<10)}
 		o.put("a", "r1", files)
-		o.onOpen = func(n int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
-			if n > 30 {
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, off, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			if off >= 30*64<<10 {
 				return silent{ctx, bytes.NewReader(nil)}, nil, true
 			}
 			return nil, nil, false
@@ -336,8 +337,8 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := map[string][]byte{"big": noise(1, 40*64<<10)}
 		o.put("a", "r1", files)
-		o.onOpen = func(n int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
-			if n > 30 {
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, off, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			if off >= 30*64<<10 {
 				return silent{ctx, bytes.NewReader(nil)}, nil, true
 			}
 			return nil, nil, false
@@ -364,6 +365,7 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 		require.NotNil(t, s)
 		kept := s.job.got.Load()
 		require.GreaterOrEqual(t, kept, int64((30-2*saveEvery)*64<<10))
+		require.Equal(t, kept, s.job.slots[0].bytes())
 		require.Positive(t, s.job.slots[0].hashed)
 		c.Want([]model.Spec{spec("a", "a")})
 		stop = run(t, c)
@@ -372,6 +374,52 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 		require.Equal(t, int64(40*64<<10)-kept, o.bytesAsked())
 		holds(t, root, "a", files)
 	})
+}
+
+// TestPartsOfRangesAreKept stops, and kills, an agent whose streams have all brought a part of a range.
+func TestPartsOfRangesAreKept(t *testing.T) {
+	for _, kill := range []bool{false, true} {
+		t.Run(fmt.Sprintf("kill=%t", kill), func(t *testing.T) {
+			bubble(t, func(t *testing.T, root string, o *origin) {
+				files := map[string][]byte{"big": noise(1, 40*64<<10)}
+				o.put("a", "r1", files)
+				o.onOpen = func(_ int, ctx context.Context, _ model.File, off, _ int64, part []byte) (io.ReadCloser, error, bool) {
+					if off%(64<<10) != 0 {
+						part = nil
+					}
+					return silent{ctx, bytes.NewReader(part[:min(len(part), 40<<10)])}, nil, true
+				}
+				cfg := config(root)
+				var dead atomic.Bool
+				cfg.disk.Fault = func(string, string) error {
+					if dead.Load() {
+						return errCrash
+					}
+					return nil
+				}
+				c := open(t, cfg, o)
+				c.Want([]model.Spec{spec("a", "a")})
+				stop := run(t, c)
+				time.Sleep(stallAfter + saveAfter) // now each has broken off once, and is silent again
+				synctest.Wait()
+				dead.Store(kill)
+				stop()
+
+				o.forget()
+				c = open(t, config(root), o)
+				j := c.models["a"].job
+				require.Equal(t, int64(4*40<<10), j.got.Load())
+				require.Equal(t, int64(40<<10), j.slots[0].hashed, "up to the first gap")
+				c.Want([]model.Spec{spec("a", "a")})
+				stop = run(t, c)
+				ready(t, c, "a")
+				stop()
+				require.Equal(t, int64((40*64-4*40)<<10), o.bytesAsked())
+				holds(t, root, "a", files)
+				tidy(t, root, files)
+			})
+		})
+	}
 }
 
 func TestAPartialDownloadThatNobodyWantsIsSwept(t *testing.T) {

@@ -86,7 +86,7 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		cfg: cfg, disk: cfg.disk, at: l, sources: sources, log: cfg.Log, lock: lock,
 		wake:     make(chan struct{}, 1),
 		asked:    time.Now().UnixMicro(), // beyond the numbers of an earlier life
-		streams:  make(chan struct{}, cfg.Streams),
+		streams:  newStreams(cfg.Streams),
 		models:   map[string]*entry{},
 		blobs:    map[model.Digest]int64{},
 		failures: map[string]int64{},

@@ -12,14 +12,15 @@ import (
 )
 
 const (
-	stallAfter = 30 * time.Second
-	rangeTries = 5        // retries of one range without progress worth the name
-	progress   = 64 << 10 // bytes that count as such
-	bufferSize = 1 << 20  // larger ones fall out of the CPU's cache
-	saveEvery  = 8        // ranges of a file between journals: what a crash can cost, twice over at worst
-	openFiles  = 8        // files of a model in progress: the hash of each is bound to one core
-	plainRange = -1       // claim: the whole file in one stream
-	openRange  = -2       // claim: open the file and hash what is there
+	rangeTries = 5               // retries of one range without progress worth the name
+	progress   = 64 << 10        // bytes that count as such
+	bufferSize = 1 << 20         // larger ones fall out of the CPU's cache
+	saveEvery  = 4               // ranges between journals, all files in progress together; a kill costs up to four times as much
+	saveAfter  = 5 * time.Second // between journals of a file that gets fewer bytes than that
+	openFiles  = 8               // files of a model in progress: the hash of each is bound to one core
+	plainFiles = 2               // of them in one stream each, which is not given up for another model's
+	plainRange = -1              // claim: the whole file in one stream
+	openRange  = -2              // claim: open the file and hash what is there
 )
 
 // fetcher is a job while it runs.
@@ -27,9 +28,12 @@ type fetcher struct {
 	*job
 	src     Source
 	ref     model.Ref
-	streams chan struct{}
+	streams *streams
 	fetched *atomic.Int64
 	cancel  context.CancelFunc
+
+	open   int // files in progress; guarded by mu
+	plains int // plain streams in progress; guarded by mu
 }
 
 // run fetches and verifies what the job lacks. On return everything that came in is durable, whatever
@@ -41,22 +45,27 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	j.err = nil
 	n := 0
 	for _, s := range j.slots {
-		s.claimed, s.opening, s.plain, s.inflight = append([]bool(nil), s.done...), false, false, 0
+		s.claimed, s.opening, s.plain, s.inflight = make([]bool, len(s.have)), false, false, 0
+		for i := range s.have {
+			s.claimed[i] = s.full(i)
+		}
 		if s.sum == "" {
-			n += max(1, len(s.done))
+			n += max(1, len(s.have))
 		}
 	}
-	var group sync.WaitGroup
-	for range min(n, cap(c.streams)) {
+	var group, keeper sync.WaitGroup
+	for range min(n, c.cfg.Streams) {
 		group.Go(func() { f.work(ctx) })
 	}
+	keeper.Go(func() { f.keep(ctx) })
 	group.Wait()
+	cancel()
+	keeper.Wait()
 	return errors.Join(j.err, j.park())
 }
 
 // work does what there is to do until nothing is left or something failed.
 func (f *fetcher) work(ctx context.Context) {
-	buf := make([]byte, bufferSize)
 	for {
 		s, i, fctx := f.claim(ctx)
 		if s == nil {
@@ -65,14 +74,14 @@ func (f *fetcher) work(ctx context.Context) {
 		var err error
 		switch i {
 		case openRange:
-			err = f.open(s)
+			err = f.openFile(s)
 		case plainRange:
-			err = f.fetchPlain(fctx, s, buf)
+			err = f.fetchPlain(fctx, s)
 		default:
-			err = f.fetchRange(fctx, s, i, buf)
+			err = f.fetchRange(fctx, s, i)
 		}
 		if err == nil {
-			err = f.advance(s, buf)
+			err = f.advance(s)
 		}
 		f.release(ctx, s, i, err)
 	}
@@ -101,7 +110,7 @@ func (f *fetcher) claim(ctx context.Context) (*slot, int, context.Context) {
 			if s.data == nil || best != nil && best.inflight <= s.inflight {
 				continue
 			}
-			if i, ok := s.next(); ok {
+			if i, ok := s.next(); ok && (i != plainRange || f.plains < plainFiles) {
 				best, range_ = s, i
 			}
 		}
@@ -114,7 +123,9 @@ func (f *fetcher) claim(ctx context.Context) (*slot, int, context.Context) {
 			best.start(ctx)
 		}
 		best.inflight++
-		if range_ != plainRange {
+		if range_ == plainRange {
+			f.plains++
+		} else {
 			best.claimed[range_] = true
 		}
 		return best, range_, best.ctx
@@ -143,26 +154,35 @@ func (f *fetcher) release(ctx context.Context, s *slot, i int, err error) {
 	defer f.mu.Unlock()
 	defer f.cond.Broadcast()
 	s.inflight--
+	if i == plainRange {
+		f.plains--
+	}
 	switch {
 	case err == nil:
 	case s.plain && i >= 0:
 		// One of the ranges that the plain stream takes the place of.
-	case model.ReasonOf(err) == "RangeIgnored" && i >= 0 && len(s.done) > 1:
+	case model.ReasonOf(err) == "RangeIgnored" && i >= 0 && len(s.have) > 1:
 		s.plain = true
 		s.stop()
 		s.stop = nil
 	default:
-		if f.err == nil {
-			f.err = fmt.Errorf("file %s: %w", s.file.Path, err)
-			if ctx.Err() != nil {
-				f.err = ctx.Err()
-			}
-		}
-		f.cancel()
+		f.fail(ctx, s, err)
 	}
 }
 
-func (f *fetcher) open(s *slot) error {
+// fail ends the run. f.mu is held.
+func (f *fetcher) fail(ctx context.Context, s *slot, err error) {
+	if f.err == nil {
+		f.err = fmt.Errorf("file %s: %w", s.file.Path, err)
+		if ctx.Err() != nil {
+			f.err = ctx.Err()
+		}
+	}
+	f.cancel()
+	f.cond.Broadcast()
+}
+
+func (f *fetcher) openFile(s *slot) error {
 	data, err := f.disk.OpenFile(s.path, 0o600)
 	if err != nil {
 		return err
@@ -170,39 +190,37 @@ func (f *fetcher) open(s *slot) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.data = data
+	f.open++
 	return nil
 }
 
-// fetchRange brings range i. It goes on where a stream broke off, and gives up after some tries that
-// brought nothing.
-func (f *fetcher) fetchRange(ctx context.Context, s *slot, i int, buf []byte) error {
+// fetchRange brings what range i lacks. It goes on where a stream broke off, and gives up after some
+// tries that brought nothing.
+func (f *fetcher) fetchRange(ctx context.Context, s *slot, i int) error {
 	off, n := s.span(i)
-	var at int64
-	for tries := 0; ; tries++ {
-		got, err := f.copy(ctx, s, off+at, n-at, buf, nil)
-		at += got
-		if err == nil {
-			break
+	for tries := 0; ; {
+		f.mu.Lock()
+		at := s.have[i]
+		f.mu.Unlock()
+		if at == n {
+			return nil
+		}
+		got, err := f.copy(ctx, s, off+at, n-at, false)
+		if err == nil || errors.Is(err, errYield) {
+			continue
 		}
 		if got >= progress {
 			tries = 0
 		}
 		if stop := f.pause(ctx, err, tries); stop != nil {
-			f.got.Add(-at)
 			return stop
 		}
+		tries++
 	}
-	s.data.Flush(off, n)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s.done[i] = true
-	s.unsaved += n
-	return nil
 }
 
 // fetchPlain brings the file in one stream from its start, again from there after a failure.
-func (f *fetcher) fetchPlain(ctx context.Context, s *slot, buf []byte) error {
-	hashing := make([]byte, len(buf))
+func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 	for tries := 0; ; tries++ {
 		if err := f.disk.Remove(s.journal()); err != nil {
 			return err
@@ -211,25 +229,39 @@ func (f *fetcher) fetchPlain(ctx context.Context, s *slot, buf []byte) error {
 		f.got.Add(-s.bytes())
 		s.reset()
 		f.mu.Unlock()
-		got, err := f.copy(ctx, s, 0, s.file.Size, buf, func(end int64) error {
-			f.mu.Lock()
-			for i := range s.done {
-				if off, n := s.span(i); !s.done[i] && off+n <= end {
-					s.done[i] = true
-					s.unsaved += n
-				}
-			}
-			f.mu.Unlock()
-			return f.advance(s, hashing)
-		})
+		_, err := f.copy(ctx, s, 0, s.file.Size, true)
 		if err == nil {
 			return nil
 		}
-		f.mu.Lock()
-		f.got.Add(s.bytes() - got) // what no range counts
-		f.mu.Unlock()
 		if stop := f.pause(ctx, err, tries); stop != nil {
 			return stop
 		}
 	}
 }
+
+// note counts n bytes that were written at off, and reports whether it is time to save. What does not
+// continue its range does not count: the content before it was given up.
+func (f *fetcher) note(s *slot, off, n int64) (save bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n > 0 {
+		i := int(off / s.step)
+		start, size := s.span(i)
+		part := min(n, start+size-off)
+		if s.have[i] == off-start {
+			s.have[i] += part
+			s.unsaved += part
+			f.got.Add(part)
+		}
+		off, n = off+part, n-part
+	}
+	return f.enough(s)
+}
+
+// enough reports whether so much of s is not saved that it should be. f.mu is held.
+func (f *fetcher) enough(s *slot) bool {
+	return s.unsaved > 0 && (s.due || s.unsaved >= f.bound(s))
+}
+
+// bound is how many bytes of s may be unsaved before it is time to save. f.mu is held.
+func (f *fetcher) bound(s *slot) int64 { return saveEvery * s.step / int64(max(1, f.open)) }

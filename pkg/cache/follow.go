@@ -1,26 +1,31 @@
 package cache
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
+// hashBuffer is for reading back: the pages are there, and each file in progress has one of its own.
+const hashBuffer = 128 << 10
+
 // advance hashes what is contiguous, reading it back from the page cache just behind the writers, saves
 // the journal now and then, and completes the slot after its last byte. One caller at a time does so, for
 // all; the others go on fetching.
-func (f *fetcher) advance(s *slot, buf []byte) error {
+func (f *fetcher) advance(s *slot) error {
 	f.mu.Lock()
 	if s.hashing || s.sum != "" {
 		f.mu.Unlock()
 		return nil
 	}
 	s.hashing = true
-	err := f.follow(s, buf)
+	err := f.follow(s, make([]byte, min(hashBuffer, max(1, s.file.Size))))
 	complete := err == nil && s.hashed == s.file.Size
 	if !complete {
 		s.hashing = false
@@ -42,10 +47,11 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		from, end := s.hashed, min(s.contiguous(), s.hashed+s.step)
 		var saved journal
 		var err error
-		save := s.unsaved >= saveEvery*s.step
+		// Hash first, so that what is done is not hashed again after a restart, unless hashing falls behind.
+		save := f.enough(s) && (end == from || s.unsaved >= 2*f.bound(s))
 		switch {
 		case save:
-			s.unsaved = 0
+			s.unsaved, s.due = 0, false
 			saved, err = s.record()
 		case end == from:
 			return nil
@@ -85,6 +91,7 @@ func (f *fetcher) complete(s *slot) error {
 		s.reset()
 		s.data.Close()
 		s.data = nil
+		f.open--
 		f.mu.Unlock()
 		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true,
 			Text: fmt.Sprintf("the origin sent sha256 %s instead of %s: mend the file there or the digest", sum, s.file.Digest)},
@@ -104,12 +111,43 @@ func (f *fetcher) complete(s *slot) error {
 	defer f.cond.Broadcast()
 	err := s.data.Close()
 	s.data, s.sum = nil, sum
+	f.open--
 	f.left--
 	if s.stop != nil {
 		s.stop()
 		s.stop = nil
 	}
 	return err
+}
+
+// keep has everything saved now and then, however slowly it comes, until ctx is done.
+func (f *fetcher) keep(ctx context.Context) {
+	tick := time.NewTicker(saveAfter)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var due []*slot
+		f.mu.Lock()
+		for _, s := range f.slots {
+			if s.data != nil && s.unsaved > 0 {
+				s.due = true
+				due = append(due, s)
+			}
+		}
+		f.mu.Unlock()
+		for _, s := range due {
+			if err := f.advance(s); err != nil {
+				f.mu.Lock()
+				f.fail(ctx, s, err)
+				f.mu.Unlock()
+				return
+			}
+		}
+	}
 }
 
 // park saves and closes the files that are not complete.

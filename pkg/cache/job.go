@@ -44,7 +44,7 @@ type slot struct {
 	path string
 	step int64
 
-	done   []bool // ranges that are written
+	have   []int64 // bytes of each range that are written, from its start
 	hash   hash.Hash
 	hashed int64        // bytes from the start that are in hash
 	sum    model.Digest // once complete and verified
@@ -57,6 +57,7 @@ type slot struct {
 	inflight int
 	hashing  bool            // somebody has the token to hash and to save
 	unsaved  int64           // bytes written since the last journal
+	due      bool            // to be saved however little that is
 	plain    bool            // the origin ignores ranges: one stream from the start
 	ctx      context.Context // of the streams of this file; made by the first, ended by stop
 	stop     context.CancelFunc
@@ -71,7 +72,8 @@ func newSlot(path string, f model.File, step int64) *slot {
 // reset forgets all content.
 func (s *slot) reset() {
 	n := int((s.file.Size + s.step - 1) / s.step)
-	s.done, s.claimed, s.hash, s.hashed, s.sum, s.unsaved = make([]bool, n), nil, sha256.New(), 0, "", 0
+	s.have, s.claimed, s.hash, s.hashed, s.sum = make([]int64, n), nil, sha256.New(), 0, ""
+	s.unsaved, s.due = 0, false
 }
 
 func (s *slot) journal() string { return s.path + ".json" }
@@ -82,14 +84,16 @@ func (s *slot) span(i int) (off, n int64) {
 	return off, min(s.step, s.file.Size-off)
 }
 
+// full reports whether all of range i is written.
+func (s *slot) full(i int) bool {
+	_, n := s.span(i)
+	return s.have[i] == n
+}
+
 // bytes is how much of the content is written.
-func (s *slot) bytes() int64 {
-	var sum int64
-	for i, done := range s.done {
-		if done {
-			_, n := s.span(i)
-			sum += n
-		}
+func (s *slot) bytes() (sum int64) {
+	for _, n := range s.have {
+		sum += n
 	}
 	return sum
 }
@@ -177,11 +181,18 @@ func (s *slot) restore(saved journal) bool {
 		s.sum, s.linked = saved.Sum, saved.Linked
 		return s.file.Digest == "" || s.file.Digest == s.sum
 	}
-	if len(saved.Done) != (len(s.done)+7)/8 || saved.Hashed < 0 || saved.Hashed > s.file.Size {
+	if len(saved.Done) != (len(s.have)+7)/8 || saved.Hashed < 0 || saved.Hashed > s.file.Size {
 		return false
 	}
-	for i := range s.done {
-		s.done[i] = saved.Done[i/8]>>(i%8)&1 == 1
+	for i := range s.have {
+		_, n := s.span(i)
+		s.have[i] = saved.Parts[i]
+		if saved.Done[i/8]>>(i%8)&1 == 1 {
+			s.have[i] = n
+		}
+		if s.have[i] < 0 || s.have[i] > n {
+			return false
+		}
 	}
 	s.hashed = saved.Hashed
 	if s.hashed > s.contiguous() {
@@ -194,18 +205,24 @@ func (s *slot) restore(saved journal) bool {
 // contiguous is how many bytes from the start are written.
 func (s *slot) contiguous() int64 {
 	i := int(s.hashed / s.step)
-	for i < len(s.done) && s.done[i] {
+	for i < len(s.have) && s.full(i) {
 		i++
 	}
-	return min(int64(i)*s.step, s.file.Size)
+	if i == len(s.have) {
+		return s.file.Size
+	}
+	return int64(i)*s.step + s.have[i]
 }
 
 // record is the journal of what is written now; true only of bytes that are synced after this call.
 func (s *slot) record() (journal, error) {
-	saved := journal{Done: make([]byte, (len(s.done)+7)/8), Hashed: s.hashed}
-	for i, done := range s.done {
-		if done {
+	saved := journal{Done: make([]byte, (len(s.have)+7)/8), Hashed: s.hashed, Parts: map[int]int64{}}
+	for i, n := range s.have {
+		switch {
+		case s.full(i):
 			saved.Done[i/8] |= 1 << (i % 8)
+		case n > 0:
+			saved.Parts[i] = n
 		}
 	}
 	h, ok := s.hash.(encoding.BinaryMarshaler)

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	workers        = 2 // models in progress at once: one alone cannot stop the others
+	minWorkers     = 2 // models in progress at once, however few streams there are
 	firstRetry     = time.Second
 	lastRetry      = 5 * time.Minute
 	finalRetry     = 10 * time.Minute // for failures that somebody has to mend at the origin
@@ -71,7 +71,9 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 		}
 		return strings.Compare(a.name, b.name)
 	})
-	for _, e := range due[:min(len(due), workers-min(busy, workers))] {
+	// As many models as streams: fewer, and that many slow origins would stop all others.
+	workers := max(minWorkers, c.cfg.Streams)
+	for _, e := range due[:min(len(due), max(0, workers-busy))] {
 		busy++
 		work, cancel := context.WithCancel(ctx)
 		e.busy, e.cancel, e.again = make(chan struct{}), cancel, false

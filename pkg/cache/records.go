@@ -37,9 +37,11 @@ type plan struct {
 
 // journal is how far one file of a partial download is known to be on the disk: NNNNN.json.
 type journal struct {
-	Done   []byte `json:"done,omitempty"`   // a bit per range, lowest first
-	Hashed int64  `json:"hashed,omitempty"` // bytes from the start that are in Hash
-	Hash   []byte `json:"hash,omitempty"`   // state of the sha256
+	Done []byte `json:"done,omitempty"` // a bit per range, lowest first
+	// Parts are the bytes from its start of each range that is not done, where there are any.
+	Parts  map[int]int64 `json:"parts,omitempty"`
+	Hashed int64         `json:"hashed,omitempty"` // bytes from the start that are in Hash
+	Hash   []byte        `json:"hash,omitempty"`   // state of the sha256
 	// Sum is the digest of the whole file, set once it is complete and verified.
 	Sum model.Digest `json:"sum,omitempty"`
 	// Linked says that the content was here already, as a blob.

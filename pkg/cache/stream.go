@@ -48,19 +48,25 @@ func ours(err error) error {
 	return &diskError{&model.Error{Reason: "DiskFailed", Text: "the cache's disk failed", Err: err}}
 }
 
+const (
+	stallAfter = 30 * time.Second
+	// stallBytes is what has to come within stallAfter: about 1 KiB/s. What is slower holds a stream that
+	// is better spent on a new try.
+	stallBytes = 32 << 10
+)
+
 // copy writes n bytes from off to their place, through one stream. It returns how many came. The stream
-// is given up when no byte arrives for stallAfter; how long it takes in all does not matter.
-func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, buf []byte, wrote func(end int64) error) (int64, error) {
-	select {
-	case f.streams <- struct{}{}:
-		defer func() { <-f.streams }()
-	case <-ctx.Done():
-		return 0, ctx.Err()
+// is given up when too little arrives within stallAfter; how long it takes in all does not matter. A firm
+// one is not given up for another model's, and hashes as it goes.
+func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, firm bool) (at int64, err error) {
+	ctx, t, err := f.streams.take(ctx, f.job, firm)
+	if err != nil {
+		return 0, err
 	}
-	stalled := &model.Error{Reason: "Stalled", Text: fmt.Sprintf("no byte from the origin for %s", stallAfter)}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	timer := time.AfterFunc(stallAfter, func() { cancel(stalled) })
+	defer f.streams.give(t)
+	stalled := &model.Error{Reason: "Stalled", Text: fmt.Sprintf(
+		"less than %d KiB from the origin in %s", stallBytes>>10, stallAfter)}
+	timer := time.AfterFunc(stallAfter, func() { t.end(stalled) })
 	defer timer.Stop()
 	because := func(err error) error {
 		if cause := context.Cause(ctx); cause != nil {
@@ -76,34 +82,35 @@ func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, buf []byte, w
 	// No Read may wait for ever, whatever the source makes of its context.
 	unblock := context.AfterFunc(ctx, func() { body.Close() })
 	defer unblock()
-	var at int64
-	for at < n {
-		fill, end := 0, int(min(int64(len(buf)), n-at))
+	for lately := 0; at < n && err == nil; {
+		fill, end := 0, int(min(int64(len(t.buf)), n-at))
 		for fill < end && err == nil {
 			var k int
-			k, err = body.Read(buf[fill:end])
-			if k > 0 {
-				timer.Reset(stallAfter)
-				fill += k
-			}
-		}
-		if fill > 0 {
-			if _, err := s.data.WriteAt(buf[:fill], off+at); err != nil {
-				return at, ours(err)
-			}
-			at += int64(fill)
-			f.got.Add(int64(fill))
-			f.fetched.Add(int64(fill))
-			if wrote != nil {
-				timer.Stop() // the wait is ours now
-				if err := wrote(off + at); err != nil {
-					return at, err
-				}
+			k, err = body.Read(t.buf[fill:end])
+			fill += k
+			if lately += k; lately >= stallBytes {
+				lately = 0
 				timer.Reset(stallAfter)
 			}
 		}
-		if err != nil {
+		if fill == 0 {
 			break
+		}
+		if _, err := s.data.WriteAt(t.buf[:fill], off+at); err != nil {
+			return at, ours(err)
+		}
+		f.fetched.Add(int64(fill))
+		if at+int64(fill) == n {
+			s.data.Flush(off, n) // before it counts: the file may be complete then, and closed
+		}
+		save := f.note(s, off+at, int64(fill))
+		at += int64(fill)
+		if save || firm {
+			timer.Stop() // the wait is ours now
+			if err := f.advance(s); err != nil {
+				return at, err
+			}
+			timer.Reset(stallAfter)
 		}
 	}
 	switch {

@@ -1,0 +1,130 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// drip is a body that gives so many bytes a tick.
+type drip struct {
+	ctx  context.Context
+	data []byte
+	n    int
+	tick time.Duration
+}
+
+func (d *drip) Read(p []byte) (int, error) {
+	select {
+	case <-d.ctx.Done():
+		return 0, d.ctx.Err()
+	case <-time.After(d.tick):
+	}
+	if len(d.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, d.data[:min(d.n, len(d.data))])
+	d.data = d.data[n:]
+	return n, nil
+}
+func (d *drip) Close() error { return nil }
+
+func TestSlowOriginsHoldUpNobodyElse(t *testing.T) {
+	for name, rate := range map[string]int{"too slow to be kept": 1, "slow": 8 << 10} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, root string, o *origin) {
+				good := weights(1)
+				o.put("good", "r1", good)
+				var specs []model.Spec
+				for _, slow := range []string{"a-slow", "b-slow", "c-slow"} {
+					files := map[string][]byte{}
+					for i := range 8 {
+						files[fmt.Sprint(i)] = noise(uint64(i)+uint64(slow[0])<<4, 10*64<<10)
+					}
+					o.put(slow, "r1", files)
+					specs = append(specs, spec(slow, slow))
+				}
+				o.onOpen = func(_ int, ctx context.Context, f model.File, _, _ int64, part []byte) (io.ReadCloser, error, bool) {
+					if _, ok := good[f.Path]; ok {
+						return nil, nil, false
+					}
+					return &drip{ctx, part, rate, 3 * time.Second}, nil, true
+				}
+				c := open(t, config(root), o)
+				c.Want(specs)
+				run(t, c)
+				time.Sleep(10 * time.Second)
+				began := time.Now()
+				require.NoError(t, ask(t, c, spec("good", "good")))
+				ready(t, c, "good")
+				require.Less(t, time.Since(began), 2*time.Second)
+				require.NotEqual(t, model.Ready, c.Get().Model("a-slow").State)
+				if rate == 1 {
+					failed(t, c, "a-slow", "Stalled")
+					return
+				}
+				ready(t, c, "a-slow")
+				holds(t, root, "a-slow", o.content["a-slow"])
+			})
+		})
+	}
+}
+
+func TestStreamsAreSharedEvenly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, a, b, c := newStreams(6), &job{}, &job{}, &job{}
+		// hold takes n streams and gives each back when another model is to have it, then asks again.
+		hold := func(of *job, n int, firm bool) {
+			for range n {
+				go func() {
+					for t.Context().Err() == nil {
+						ctx, turn, err := s.take(t.Context(), of, firm)
+						if err != nil {
+							return
+						}
+						<-ctx.Done()
+						s.give(turn)
+						if !errors.Is(context.Cause(ctx), errYield) {
+							return
+						}
+					}
+				}()
+			}
+		}
+		held := func() []int {
+			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return []int{len(s.held[a]), len(s.held[b]), len(s.held[c])}
+		}
+		hold(a, 9, false)
+		require.Equal(t, []int{6, 0, 0}, held(), "alone it has all")
+		hold(b, 9, false)
+		require.Equal(t, []int{3, 3, 0}, held())
+		hold(c, 1, true)
+		require.ElementsMatch(t, []int{3, 2}, held()[:2], "no more than it asks for")
+		require.Equal(t, 1, held()[2])
+
+		// Firm ones stay.
+		s = newStreams(4)
+		hold(a, 4, true)
+		require.Equal(t, []int{4, 0, 0}, held())
+		hold(b, 2, false)
+		require.Equal(t, []int{4, 0, 0}, held())
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		_, _, err := s.take(ctx, c, false)
+		require.ErrorIs(t, err, context.Canceled)
+		s.mu.Lock()
+		require.Len(t, s.waiting, 2)
+		s.mu.Unlock()
+	})
+}
