@@ -17,8 +17,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 build:
 	go build -trimpath -ldflags "$(LDFLAGS)" -o bin/gpu-agent ./cmd/gpu-agent
 
+# Built and then run in the shell's place: `go run` would end with an error on Ctrl-C.
 run:
-	go run ./cmd/demo
+	@mkdir -p .run
+	@go build -o .run/demo ./cmd/demo && exec .run/demo
 
 test: lint
 	go test -race -shuffle=on ./...

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -28,10 +29,14 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// What we start is told when the thread that started it ends, see dieWithUs: this one lasts.
+	runtime.LockOSThread()
+	// A terminal that closes sends SIGHUP.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx)
+	asked := ctx.Err() != nil // to stop: then nothing that was cut short is a failure
 	stop()
-	if err != nil {
+	if err != nil && !asked {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -80,7 +85,8 @@ func runAgent(ctx context.Context, agent, config, socket, listen, dir string) er
 	defer log.Close()
 	cmd := exec.CommandContext(ctx, agent, "run", "--config", config)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches it through us, once
+	cmd.SysProcAttr = dieWithUs()
+	cmd.SysProcAttr.Setpgid = true // Ctrl-C reaches it through us, once
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Start(); err != nil {
