@@ -5,6 +5,9 @@
 // cancelled, so an answer that misses its deadline makes that one GPU Hung until the call comes back; no
 // other GPU waits for it.
 //
+// How a GPU is split by MIG is learned anew on every sample, as nothing of it may be relied on after a
+// reconfiguration: a list that cannot be read makes the GPU Unreadable, with the instances that it had.
+//
 // A driver that is not there, is lost or comes back is weather, not failure: Run keeps trying, and the
 // snapshot says why there is nothing to see. The one thing it cannot ride out is a library file that was
 // replaced under the process: the dynamic linker pins the first one, so Run ends with ErrLibraryReplaced.

@@ -201,7 +201,7 @@ func TestMIGThroughTheRealLoader(t *testing.T) {
 		return
 	}
 	write := stateFile(t)
-	write("gpus 3\nnvlink 1 4 0\nnvlink 1 2 2\nnvlink 1 1 cpu\nnvlink 2 18 unsupported\n")
+	write("gpus 3\ngpu 1 cc=7.5 mig=1\nnvlink 1 4 0\nnvlink 1 2 2\nnvlink 1 1 cpu\nnvlink 2 18 unsupported\n")
 	m := open(t, library)
 	s := await(t, m, "whole GPUs", func(s *gpu.Snapshot) bool { return len(s.Devices) == 3 && read(s) })
 	require.Equal(t, []gpu.NVLink{{Count: 18}}, s.Devices[0].NVLinks)
@@ -209,6 +209,7 @@ func TestMIGThroughTheRealLoader(t *testing.T) {
 	require.Empty(t, s.Devices[2].NVLinks)
 	require.True(t, s.Devices[0].MIGCapable)
 	require.False(t, s.Devices[0].MIGEnabled)
+	require.False(t, s.Devices[1].MIGCapable, "before Ampere nobody asks")
 
 	// MIG is switched on and instances are made, with a gap; one has a name without a profile.
 	minors := filepath.Join(m.host.procfs, "driver/nvidia-caps/mig-minors")

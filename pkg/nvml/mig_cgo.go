@@ -25,7 +25,8 @@ type cInstance struct {
 // Partition lists what there is now: a MIG device's handle may be another one's after a change, so none is
 // kept from the last time.
 func (c *cCard) Partition(d *gpu.Device) code {
-	if !c.driver.has("nvmlDeviceGetMigMode") { // before driver 450
+	// Before driver 450, or before Ampere: what is not there must not make a GPU unreadable.
+	if !c.driver.has("nvmlDeviceGetMigMode") || d.ComputeMajor > 0 && d.ComputeMajor < 8 {
 		return success
 	}
 	mode, pending, ret := c.handle.GetMigMode()
