@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Fetches one object with the cache's own fetcher and with whatever of curl, aria2c and s5cmd is on PATH,
 # one after the other in the same minute, and prints wall seconds, CPU seconds and peak memory of each.
-# The cache verifies sha256 and syncs to disk; the others do neither.
+# The cache verifies sha256 and syncs to disk; the others do neither. The floor is what no client can be faster
+# than: a copy on this disk, synced and read back for its sha256.
 #
 #   bench/fetch.sh                                     2 GiB from bench/origin on this machine
 #   SIZE=256M RATE=50000000 DELAY=30ms bench/fetch.sh  smaller, from an origin that is slow and far
 #   S3_ENDPOINT=http://127.0.0.1:7070 S3_URI=s3://bucket/object bench/fetch.sh
-#                                                      an object that is there, credentials from AWS_*
+#                                                      an object that is there, credentials from AWS_*;
+#                                                      OBJECT=/its/file on this machine adds the floor
 # ROUNDS (default 3) repeats all; WORK is where the bytes go (default: a new directory in TMPDIR).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,13 +27,14 @@ CGO_ENABLED=0 go build -o "$work/" ./bench/fetch ./bench/origin
 
 if [ -n "${S3_URI:-}" ]; then
 	: "${S3_ENDPOINT:?name the endpoint of $S3_URI}"
-	source=$S3_URI url=
+	source=$S3_URI url= object=${OBJECT:-}
 else
 	head -c "$size" /dev/urandom >"$work/www/object"
 	sum=$(sha256sum <"$work/www/object") # also brings the file into the page cache
 	"$work/origin" -dir "$work/www" -rate "${RATE:-0}" -delay "${DELAY:-0s}" >"$work/address" &
 	origin=$!
 	for _ in $(seq 50); do [ -s "$work/address" ] && break; sleep 0.1; done
+	object=$work/www/object
 	url=$(cat "$work/address")/object
 	[ "$url" != /object ] || { echo "fetch.sh: the origin did not start" >&2; exit 1; }
 	source="$url#sha256=${sum%% *}"
@@ -51,7 +54,10 @@ measure() { # name command...
 	fi
 }
 
+digest=(openssl dgst -sha256) # with the CPU's instructions, as the cache does; coreutils may be built without
+command -v openssl >/dev/null || digest=(sha256sum)
 for _ in $(seq "$rounds"); do
+	[ -z "$object" ] || measure floor bash -c 'cp "$1" "$2" && sync "$2" && "${@:3}" "$2"' - "$object" "$work/out/object" "${digest[@]}"
 	measure gpu-agent "$work/fetch" -root "$work/out" ${S3_URI:+-endpoint "$S3_ENDPOINT"} "$source"
 	if [ -n "$url" ]; then
 		! command -v curl >/dev/null || measure curl curl -sSf -o "$work/out/object" "$url"
