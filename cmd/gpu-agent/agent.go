@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -69,7 +70,11 @@ type agent struct {
 func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 	n := nvml.Config{
 		Library: c.NVML.Library, Interval: time.Duration(c.NVML.Interval),
-		Deadline: time.Duration(c.NVML.Deadline), Log: log,
+		Deadline: time.Duration(c.NVML.Deadline), Health: c.Health.NVML(), Log: log,
+	}
+	skipped := n.Health.HealthChecks(os.Getenv("DP_DISABLE_HEALTHCHECKS"), os.Getenv("DP_ENABLE_HEALTHCHECKS"))
+	if len(skipped) > 0 {
+		log.Warn("DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS: want all, xids or a list of XIDs; skipped", "words", skipped)
 	}
 	if c.NVML.Simulate.On() {
 		n.Simulate = new(c.NVML.Simulate.NVML())
@@ -325,6 +330,9 @@ func (a *agent) state() *state {
 	}
 	if opened := a.cache.Load(); opened != nil {
 		s.Cache = opened.Get() // a caller who just asked for a model must find it: the relay may be a moment late
+	}
+	if snapshot.StateError != "" {
+		s.Problems = append(s.Problems, snapshot.StateError)
 	}
 	a.mu.Lock()
 	s.Config.File = a.file

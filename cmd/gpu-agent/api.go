@@ -29,6 +29,7 @@ type pullAnswer struct {
 func (a *agent) api() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.state()) })
+	a.deviceAPI(mux)
 	mux.HandleFunc("POST /models/pull", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
 		var in pullRequest
 		if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 1<<20)).Decode(&in); err != nil {

@@ -15,7 +15,7 @@ func devicesCommand() *cobra.Command {
 	var output outputFlag
 	cmd := &cobra.Command{
 		Use:   "devices",
-		Short: "What this node offers to the kubelet: unit ids, resource names, health, NUMA nodes",
+		Short: "What this node offers to the kubelet: unit ids, resource names, health, NUMA nodes; and what an operator may do to it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
@@ -57,5 +57,6 @@ func devicesCommand() *cobra.Command {
 	}
 	flags.add(cmd)
 	output.add(cmd)
+	cmd.AddCommand(cordonCommand(), uncordonCommand(), releaseCommand(), resumeCommand())
 	return cmd
 }

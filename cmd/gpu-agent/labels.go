@@ -68,7 +68,9 @@ func labelsCommand() *cobra.Command {
 
 // watchGPUs runs an NVML owner of its own and shows what it finds, once or until ctx is done.
 func watchGPUs(ctx context.Context, c config.Config, once bool, show func(*gpu.Snapshot) error) error {
-	monitor, err := nvml.New(nvmlConfig(c, slog.New(slog.DiscardHandler)))
+	look := nvmlConfig(c, slog.New(slog.DiscardHandler))
+	look.Health.ReadOnly = true // the agent's own process keeps it
+	monitor, err := nvml.New(look)
 	if err != nil {
 		return usageError{err}
 	}

@@ -6,12 +6,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
 )
 
 func TestMain(m *testing.M) {
@@ -50,12 +52,15 @@ func TestScripts(t *testing.T) {
 	origin := httptest.NewServer(mux)
 	t.Cleanup(origin.Close) // the scripts are parallel subtests
 
+	fake, err := filepath.Abs("../../test/fakenvml/build.sh")
+	require.NoError(t, err)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("ORIGIN", origin.URL)
 			env.Setenv("DIGEST", fmt.Sprintf("%x", sha256.Sum256([]byte(content))))
 			env.Setenv("NODE_NAME", "node-1")
+			env.Setenv("FAKENVML", fake)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -97,6 +97,12 @@ func (s *state) printDevice(w io.Writer, d *gpu.Device) {
 			health += "; needs " + string(d.Health.Needs)
 		}
 	}
+	for _, n := range d.Notices {
+		health += fmt.Sprintf("; notice: %s: %s", n.Code, n.Text)
+		if n.Needs != gpu.NoRemedy {
+			health += " (needs " + string(n.Needs) + " at the next chance)"
+		}
+	}
 	fmt.Fprintf(w, "%d\t%s\t%s\t%s / %s\t%s\t%s\t%s\t%s\n", d.Index, d.UUID, d.Name, used, formatBytes(d.Memory), util, temp, health, s.Holders(d.UUID))
 	for _, in := range d.Instances {
 		used := "-"

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
@@ -31,6 +32,7 @@ type Config struct {
 	Log          Log          `yaml:"log"`
 	NVML         NVML         `yaml:"nvml"`
 	Allocation   string       `yaml:"allocation"`
+	Health       Health       `yaml:"health"`
 	DevicePlugin DevicePlugin `yaml:"devicePlugin"`
 	CDI          CDI          `yaml:"cdi"`
 	Exporter     Exporter     `yaml:"exporter"`
@@ -61,6 +63,61 @@ type NVML struct {
 	Interval Duration   `yaml:"interval"`
 	Deadline Duration   `yaml:"deadline"`
 	Simulate Simulation `yaml:"simulate"`
+}
+
+// Health is how the health of GPUs is judged, regained and kept.
+type Health struct {
+	StateDir      string            `yaml:"stateDir"` // "" keeps nothing
+	Probes        int               `yaml:"probes"`
+	ProbeInterval Duration          `yaml:"probeInterval"`
+	Relapses      int               `yaml:"relapses"`
+	XIDs          map[uint64]string `yaml:"xids"`
+	Ignore        []string          `yaml:"ignore"`
+}
+
+// maxXID is the code by which NVML says that it does not know the code; the catalog's are below it.
+const maxXID = 999
+
+func (h Health) check(f *file) {
+	if h.StateDir != "" {
+		f.absolute("health.stateDir", h.StateDir)
+	}
+	f.within("health.probes", h.Probes, 1, 100)
+	f.atLeast("health.probeInterval", h.ProbeInterval, 100*time.Millisecond)
+	f.within("health.relapses", h.Relapses, 1, 1000)
+	for xid, policy := range h.XIDs {
+		at := fmt.Sprintf("health.xids.%d", xid)
+		if xid < 1 || xid > maxXID {
+			f.wrong(at, "want an XID of 1 to %d, got %d", maxXID, xid)
+		}
+		f.oneOf(at, policy, nvml.XIDPolicies()...)
+	}
+	for i, reason := range h.Ignore {
+		f.oneOf(fmt.Sprintf("health.ignore[%d]", i), reason, ignorable()...)
+	}
+}
+
+func ignorable() []string {
+	var names []string
+	for _, r := range nvml.IgnorableReasons() {
+		names = append(names, string(r))
+	}
+	return names
+}
+
+// NVML is the same as the owner of the GPUs wants it.
+func (h Health) NVML() nvml.Health {
+	n := nvml.Health{
+		StateDir: h.StateDir, Probes: h.Probes, ProbeInterval: time.Duration(h.ProbeInterval), Relapses: h.Relapses,
+		XIDs: map[uint64]nvml.XIDPolicy{},
+	}
+	for xid, policy := range h.XIDs {
+		n.XIDs[xid] = nvml.XIDPolicy(policy)
+	}
+	for _, reason := range h.Ignore {
+		n.Ignore = append(n.Ignore, gpu.Reason(reason))
+	}
+	return n
 }
 
 // Simulation is a set of made-up GPUs; the zero value means that there are none.
@@ -182,6 +239,10 @@ func Default() Config {
 		Log:        Log{Level: "info", Format: "text"},
 		NVML:       NVML{Interval: Duration(10 * time.Second), Deadline: Duration(5 * time.Second), Simulate: Simulation{MIG: []SimulatedMIG{}}},
 		Allocation: AllocateByPlugin,
+		Health: Health{
+			StateDir: "/var/lib/gpu-agent/state", Probes: nvml.DefaultProbes, ProbeInterval: Duration(nvml.DefaultProbeInterval),
+			Relapses: nvml.DefaultRelapses, XIDs: map[uint64]string{}, Ignore: []string{},
+		},
 		DevicePlugin: DevicePlugin{
 			Resource: "nvidia.com/gpu", Strategies: []string{"envvar"}, IDStrategy: "uuid",
 			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", MPSBinDir: "/usr/bin", DevRoot: "/dev",
@@ -284,6 +345,7 @@ func (c *Config) check(f *file) {
 		f.wrong("nvml.library", "a simulation loads no library: remove this or nvml.simulate")
 	}
 	f.oneOf("allocation", c.Allocation, AllocateByPlugin, AllocateNone)
+	c.Health.check(f)
 	c.checkPlaces(f)
 	c.checkPlugin(f)
 	c.checkCDI(f)

@@ -173,6 +173,12 @@ func (f *file) oneOf(path, value string, want ...string) {
 	}
 }
 
+func (f *file) within(path string, value, low, high int) {
+	if value < low || value > high {
+		f.wrong(path, "want %d to %d, got %d", low, high, value)
+	}
+}
+
 func (f *file) atLeast(path string, value Duration, low time.Duration) {
 	if time.Duration(value) < low {
 		f.wrong(path, "want at least %s, got %s", low, value)
@@ -218,9 +224,13 @@ func (f *file) problem(msg string) problem {
 	if t := typeForm.FindStringSubmatch(text); t != nil {
 		shown := strings.Trim(strings.TrimSpace(t[2]), "`")
 		prefix, cut := strings.CutSuffix(shown, "...") // the decoder's, of more than ten characters
-		path := f.pathAt(line, func(n place) bool {
-			return !n.key && (n.value == shown || cut && len(n.value) > 10 && strings.HasPrefix(n.value, prefix))
-		})
+		same := func(n place) bool {
+			return n.value == shown || cut && len(n.value) > 10 && strings.HasPrefix(n.value, prefix)
+		}
+		path := f.pathAt(line, func(n place) bool { return !n.key && same(n) })
+		if path == "" {
+			path = f.pathAt(line, same) // of a section whose keys are numbers
+		}
 		return problem{line, path, fmt.Sprintf("want %s, got %s%s", plainType(t[3]), t[1], strings.TrimRight(" "+t[2], " "))}
 	}
 	return problem{line, f.pathAt(line, func(n place) bool { return !n.key && n.column == column }), text}
@@ -230,7 +240,7 @@ func plainType(goType string) string {
 	switch {
 	case goType == "bool":
 		return "true or false"
-	case goType == "int":
+	case goType == "int", goType == "uint64":
 		return "a whole number"
 	case goType == "string":
 		return "text"

@@ -47,6 +47,8 @@ type Config struct {
 type Health struct {
 	// StateDir is where health is kept across restarts; empty means that a restart forgets it.
 	StateDir string
+	// ReadOnly leaves StateDir as it is: for a second look beside the agent that owns it.
+	ReadOnly bool
 	// Probes are how many good samples in a row end a trouble once there is evidence that it is over;
 	// 0 means DefaultProbes.
 	Probes int
@@ -148,7 +150,7 @@ func New(cfg Config) (*Monitor, error) {
 		// Nothing is kept of GPUs that are made up.
 		m.driver, m.simulated, m.host = sim, true, host{}
 	} else {
-		m.driver, m.keeper.dir = newDriver(cfg.Library), cfg.Health.StateDir
+		m.driver, m.keeper.dir, m.keeper.readOnly = newDriver(cfg.Library), cfg.Health.StateDir, cfg.Health.ReadOnly
 	}
 	m.latest.Set(&gpu.Snapshot{
 		Time:      time.Now(),

@@ -194,6 +194,66 @@ func TestAMIGEventThroughTheRealLoader(t *testing.T) {
 	require.Equal(t, 2, m.Get().HealthyCount())
 }
 
+func TestHealthThroughTheRealLoader(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t))
+		return
+	}
+	write := stateFile(t)
+	node := filepath.Join(t.TempDir(), "nvidiactl")
+	require.NoError(t, os.WriteFile(node, nil, 0o644))
+	head := "node " + node + "\ngpu 0 recovery_action=0\n"
+	write("%s", head)
+	m := open(t, library)
+	await(t, m, "eight GPUs", func(s *gpu.Snapshot) bool { return s.HealthyCount() == 8 && read(s) })
+
+	write("%sgpu 0 recovery_action=2\ngpu 1 remap_failed=1\ngpu 2 sram_exceeded=1\ngpu 3 fabric_state=2\ngpu 4 fabric_health=%d\n"+
+		"gpu 5 fabric_health=%d remap_pending=1\ngpu 6 ecc_uncorrected=3\n", head, 1<<4, 1)
+	s := await(t, m, "what is wrong", func(s *gpu.Snapshot) bool { return s.HealthyCount() == 2 })
+	var reasons []gpu.Reason
+	for _, d := range s.Devices {
+		reasons = append(reasons, d.Health.Reason)
+	}
+	require.Equal(t, []gpu.Reason{gpu.RecoveryAction, gpu.RowRemapFailed, gpu.SRAMThreshold, gpu.FabricFault, gpu.FabricFault, gpu.Healthy, gpu.ECC, gpu.Healthy}, reasons)
+	require.Equal(t, gpu.RebootNode, s.Devices[0].Health.Needs)
+	require.Equal(t, []gpu.NoticeCode{gpu.FabricDegraded, gpu.RowRemapPending}, []gpu.NoticeCode{s.Devices[5].Notices[0].Code, s.Devices[5].Notices[1].Code})
+
+	// What was wrong has gone; the board that must be replaced, and the one with too many errors, wait.
+	write("%sgpu 0 recovery_action=0\n", head)
+	s = await(t, m, "recoveries", func(s *gpu.Snapshot) bool { return s.HealthyCount() == 6 })
+	require.Equal(t, gpu.RowRemapFailed, s.Devices[1].Health.Reason)
+	require.Equal(t, gpu.SRAMThreshold, s.Devices[2].Health.Reason)
+
+	write("%sgpu 0 recovery_action=0\nunavailable 7 seq=1\n", head)
+	await(t, m, "an event", func(s *gpu.Snapshot) bool { return s.Devices[7].Health.Reason == gpu.Unavailable })
+	write("%sgpu 0 recovery_action=1\nunavailable 7 seq=1\nrecovery 0 seq=2\n", head)
+	await(t, m, "an event", func(s *gpu.Snapshot) bool { return s.Devices[0].Health.Reason == gpu.RecoveryAction })
+
+	// Released, the process holds nothing of the driver.
+	require.Contains(t, openFiles(t), node)
+	require.NoError(t, m.Release(t.Context(), time.Minute))
+	require.NotContains(t, openFiles(t), node)
+	require.Equal(t, gpu.Released, m.Get().Devices[5].Health.Reason)
+	require.NoError(t, m.Resume(t.Context()))
+	await(t, m, "the same as before", func(s *gpu.Snapshot) bool { return s.HealthyCount() == 4 && read(s) })
+	require.Contains(t, openFiles(t), node)
+}
+
+// openFiles are the files that this process has open.
+func openFiles(t *testing.T) []string {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	var files []string
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil {
+			files = append(files, to)
+		}
+	}
+	return files
+}
+
 func TestMIGThroughTheRealLoader(t *testing.T) {
 	library := os.Getenv("NVML_TEST_LIBRARY")
 	if library == "" {

@@ -24,9 +24,10 @@ const (
 // keeper writes the newest record to the disk. It does so beside the loop, which must not wait for a disk.
 // A keeper without a directory keeps nothing and never fails.
 type keeper struct {
-	dir  string
-	disk durable.Disk
-	log  *slog.Logger
+	dir      string
+	readOnly bool
+	disk     durable.Disk
+	log      *slog.Logger
 
 	last   edition // owned by the loop
 	wanted watch.Value[edition]
@@ -64,6 +65,9 @@ func (k *keeper) load() (record, error) {
 		k.last.data = data
 		return r, nil
 	}
+	if k.readOnly {
+		return record{}, fmt.Errorf("which GPUs are unhealthy is not known: %s cannot be read (%w)", path, err)
+	}
 	aside := path + ".damaged"
 	err = fmt.Errorf("which GPUs were unhealthy before this start is not known: %s cannot be read (%w); it is now %s", path, err, aside)
 	return record{}, errors.Join(err, k.disk.Rename(path, aside))
@@ -71,7 +75,7 @@ func (k *keeper) load() (record, error) {
 
 // keep asks for an edition with this content and returns its number.
 func (k *keeper) keep(data []byte) int {
-	if k.dir != "" && !bytes.Equal(data, k.last.data) {
+	if k.dir != "" && !k.readOnly && !bytes.Equal(data, k.last.data) {
 		k.last = edition{k.last.number + 1, data}
 		k.wanted.Set(k.last)
 	}

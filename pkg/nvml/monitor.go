@@ -36,7 +36,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		inv.stateError = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 	inv.recall(kept, time.Now())
-	if m.keeper.dir != "" {
+	if m.keeper.dir != "" && !m.keeper.readOnly {
 		quit, written := make(chan struct{}), make(chan struct{})
 		go func() { m.keeper.run(quit); close(written) }()
 		defer m.keep(quit, written, inv)
