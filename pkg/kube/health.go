@@ -35,8 +35,8 @@ type condition struct {
 
 // SetCondition makes the condition of that type the whole set of conditions that this agent owns in the
 // node's status, by server-side apply; status "" leaves none. The time of transition stays that of the
-// condition on the node while the status is the same, across restarts of the agent. It never forces: a
-// condition that somebody else owns is an error.
+// condition on the node while the status is the same, across restarts of the agent. It forces, unlike
+// Apply: what somebody else wrote under our own type would stay there as a lie.
 func (n *Node) SetCondition(ctx context.Context, kind, status, reason, message string) error {
 	node, err := n.whole.Resource(nodeObjects).Get(ctx, n.name, metav1.GetOptions{})
 	if err != nil {
@@ -65,7 +65,7 @@ func (n *Node) SetCondition(ctx context.Context, kind, status, reason, message s
 		return err
 	}
 	// As metadata, the answer is small.
-	_, err = n.client.Patch(ctx, n.name, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: fieldManager}, "status")
+	_, err = n.client.Patch(ctx, n.name, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: fieldManager, Force: new(true)}, "status")
 	if err != nil {
 		return fmt.Errorf("apply condition %s to node %s: %w", kind, n.name, err)
 	}

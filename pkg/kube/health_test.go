@@ -15,7 +15,7 @@ func TestTheConditionIsServerSideAppliedToTheStatus(t *testing.T) {
 	a := s.recorded()[0]
 	require.Equal(t, "/api/v1/nodes/n1/status", a.path)
 	require.Equal(t, "application/apply-patch+yaml", a.contentType)
-	require.Equal(t, "fieldManager=gpu-agent&timeout=10s", a.query, "force is never asked for")
+	require.Equal(t, "fieldManager=gpu-agent&force=true&timeout=10s", a.query)
 	require.Equal(t, map[string]any{"name": "n1", "uid": "uid-1"}, a.body["metadata"])
 	c := a.conditions()[0].(map[string]any)
 	require.Len(t, a.conditions(), 1)
