@@ -25,6 +25,7 @@ type deployment struct {
 	strategy string // how a container gets its GPUs
 	driver   *driver
 	model    string // name of a model in bucket models, or none
+	replicas int    // of each GPU; 0 is whole GPUs
 }
 
 // deploy applies the DaemonSet and waits until it is ready. It goes, with its namespace, when t ends.
@@ -89,17 +90,35 @@ func (d deployment) config() string {
 	if d.model != "" {
 		models = fmt.Sprintf("[{name: %s, source: s3://models/%[1]s}]", d.model)
 	}
+	sharing := "null"
+	if d.replicas > 0 {
+		sharing = fmt.Sprintf("{resources: [{name: nvidia.com/gpu, replicas: %d}]}", d.replicas)
+	}
 	return fmt.Sprintf(`
 apiVersion: gpu-agent.dev/v1alpha1
 kind: Config
 nvml: {library: /driver/libnvidia-ml.so.1, interval: 1s, deadline: 2s}
-devicePlugin: {strategies: [%s]}
+devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}}
 podResources: {interval: 1s}
 cache:
   limit: 1Gi
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, models, s3Endpoint)
+`, d.strategy, sharing, models, s3Endpoint)
+}
+
+// edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod
+// when the pod is next looked at, which an annotation brings about.
+func (n *node) edit(t *testing.T, config string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	manifest := n.kubectl(t, "-n", "gpu-agent", "create", "configmap", "gpu-agent", "--from-file="+file, "--dry-run=client", "-o", "yaml")
+	_, err := n.try(manifest, "kubectl", "apply", "-f", "-")
+	require.NoError(t, err)
+	for _, pod := range n.agents(t) {
+		n.kubectl(t, "-n", "gpu-agent", "annotate", "--overwrite", "pod", pod.Metadata.Name, "edited="+time.Now().Format("150405.000"))
+	}
 }
 
 // explain logs what a person would look at.
@@ -112,6 +131,14 @@ func (n *node) explain(t *testing.T) {
 		out, err := n.try("", append([]string{"kubectl"}, args...)...)
 		t.Logf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
+}
+
+// agents are the agent's pods.
+func (n *node) agents(t *testing.T) []podObject {
+	t.Helper()
+	pods, err := object[struct{ Items []podObject }](n, "pods", "-n", "gpu-agent", "-l", "app.kubernetes.io/name=gpu-agent")
+	require.NoError(t, err)
+	return pods.Items
 }
 
 // metrics scrapes the agent through the API server's proxy, as any pod could scrape it directly.

@@ -18,6 +18,7 @@ type driver struct {
 	dir  string
 	gpus int
 	lost map[int]bool
+	xids []string // lines of the file
 }
 
 func newDriver(t *testing.T, gpus int) *driver {
@@ -45,6 +46,13 @@ func (d *driver) lose(t *testing.T, gpu int, lost bool) {
 	d.write(t)
 }
 
+// xid has the driver report an error of a GPU, once.
+func (d *driver) xid(t *testing.T, gpu, code int) {
+	t.Helper()
+	d.xids = append(d.xids, fmt.Sprintf("xid %d %d seq=%d\n", gpu, code, len(d.xids)+1))
+	d.write(t)
+}
+
 func (d *driver) write(t *testing.T) {
 	t.Helper()
 	b := &strings.Builder{}
@@ -55,6 +63,7 @@ func (d *driver) write(t *testing.T) {
 			fmt.Fprintf(b, "gpu %d lost=1\n", i)
 		}
 	}
+	b.WriteString(strings.Join(d.xids, ""))
 	file := filepath.Join(d.dir, "state")
 	require.NoError(t, os.WriteFile(file+".new", []byte(b.String()), 0o644))
 	require.NoError(t, os.Rename(file+".new", file))

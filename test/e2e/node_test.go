@@ -104,7 +104,10 @@ func object[T any](n *node, args ...string) (v T, err error) {
 // nodeObject is what these tests read of a Node.
 type nodeObject struct {
 	Metadata struct{ Labels map[string]string }
-	Status   struct{ Capacity, Allocatable map[string]string }
+	Status   struct {
+		Capacity, Allocatable map[string]string
+		Conditions            []struct{ Type, Status, Reason, Message string }
+	}
 }
 
 // gpuLabels are the labels that the agent applies.
@@ -129,6 +132,11 @@ type podObject struct {
 			RestartCount int
 			Ready        bool
 			State        map[string]struct{ StartedAt, Reason, Message string }
+			// Filled in by the kubelet's feature ResourceHealthStatus.
+			AllocatedResourcesStatus []struct {
+				Name      string
+				Resources []struct{ ResourceID, Health string }
+			} `json:",omitempty"`
 		}
 	}
 }
@@ -212,4 +220,18 @@ spec:
 `)
 	n.runs(t, "plain", time.Minute)
 	require.Equal(t, "words\n", n.kubectl(t, "logs", "plain"))
+}
+
+func errLabels(o nodeObject) error { return fmt.Errorf("labels: %v", o.gpuLabels()) }
+
+func errDevices(devices map[string]bool) error { return fmt.Errorf("devices: %v", devices) }
+
+// says is an error unless out holds all words.
+func says(out string, err error, words ...string) error {
+	for _, word := range words {
+		if err == nil && !strings.Contains(out, word) {
+			err = fmt.Errorf("%q is not in: %s", word, out)
+		}
+	}
+	return err
 }
