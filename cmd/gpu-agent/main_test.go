@@ -54,6 +54,7 @@ func TestScripts(t *testing.T) {
 
 	fake, err := filepath.Abs("../../test/fakenvml/build.sh")
 	require.NoError(t, err)
+	drivers := t.TempDir()
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -63,9 +64,16 @@ func TestScripts(t *testing.T) {
 			env.Setenv("FAKENVML", fake)
 			return nil
 		},
+		Condition: func(name string) (bool, error) {
+			if name != "driver" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return canMakeDrivers(drivers), nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"eventually": eventually,
 			"expand":     expand,
+			"driver":     driver,
 			"lose":       func(*testscript.TestScript, bool, []string) { lost.Store(true) }, // lost.bin at the origin
 			"release":    split.release,
 			"sent":       split.sent,

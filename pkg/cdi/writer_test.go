@@ -273,7 +273,11 @@ func TestAFailureIsTriedAgainWithBackoffAndLeavesTheFiles(t *testing.T) {
 			time.Sleep(time.Minute)
 			n.snapshots.Set(snapshot("570.1", "GPU-a", "GPU-b"))
 		}
-		require.InDelta(t, 8+11, n.twin.calls(), 3, "1 s, 2 s, … then every 5 min, however often a snapshot comes")
+		calls := n.twin.calls()
+		require.InDelta(t, 8+11, calls, 3, "1 s, 2 s, … then every 5 min, however often a snapshot comes")
+		n.snapshots.Set(snapshot("570.1", "GPU-a", "GPU-b", "GPU-c"))
+		synctest.Wait()
+		require.Equal(t, calls+1, n.twin.calls(), "other hardware is another matter, and is tried at once")
 
 		n.twin.set(nil, nil)
 		time.Sleep(5 * time.Minute)

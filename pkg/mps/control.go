@@ -2,7 +2,6 @@ package mps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -107,16 +106,22 @@ func (c *control) prepare(shm string) error {
 	if err := os.MkdirAll(c.share.ShmDir, 0o755); err != nil {
 		return fmt.Errorf("%w: mount the host's %s here at the same path", err, filepath.Dir(c.share.ShmDir))
 	}
-	// Clients need not be root. As /dev/shm everywhere, and not less for an umask.
-	if err := os.Chmod(c.share.ShmDir, os.ModeSticky|0o777); err != nil {
-		return err
-	}
 	here, err := os.Stat(shm)
 	if err != nil {
 		return err
 	}
-	if there, err := os.Stat(c.share.ShmDir); err != nil || !os.SameFile(here, there) {
-		return errors.Join(err, fmt.Errorf("%s is not %s of the host: the daemon and its clients meet there, so mount it: see docs/mps.md", shm, c.share.ShmDir))
+	there, err := os.Stat(c.share.ShmDir)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(here, there) {
+		return fmt.Errorf("%s is not %s of the host: the daemon and its clients meet there, so mount it: see docs/mps.md", shm, c.share.ShmDir)
+	}
+	// Clients need not be root: as /dev/shm is everywhere, and not less for an umask.
+	if there.Mode() != os.ModeDir|os.ModeSticky|0o777 {
+		if err := os.Chmod(c.share.ShmDir, os.ModeSticky|0o777); err != nil {
+			return err
+		}
 	}
 	for _, dir := range []string{c.share.PipeDir, c.share.LogDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

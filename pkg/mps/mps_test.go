@@ -23,7 +23,7 @@ import (
 type node struct {
 	bin, root, shm string
 	snapshots      watch.Value[*gpu.Snapshot]
-	policy         resource.Policy
+	policy         watch.Value[resource.Policy]
 	daemons        *mps.Daemons
 	stop           func()
 }
@@ -53,7 +53,7 @@ func (n *node) share(t *testing.T, replicas int) {
 		MPS: &resource.Sharing{Resources: []resource.Shared{{Name: "nvidia.com/gpu", Replicas: replicas}}}, MPSRoot: n.root,
 	})
 	require.NoError(t, err)
-	n.policy = policy
+	n.policy.Set(policy)
 }
 
 func snapshot(ill ...gpu.UUID) *gpu.Snapshot {
@@ -71,7 +71,7 @@ func (n *node) run(t *testing.T) {
 	var err error
 	n.daemons, err = mps.New(mps.Config{
 		BinDir: n.bin, Shm: n.shm, Poll: 50 * time.Millisecond, Patience: 5 * time.Second,
-	}, n.policy.MPS, &n.snapshots)
+	}, func(s *gpu.Snapshot) []resource.MPS { return n.policy.Get().MPS(s) }, &n.snapshots)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -183,6 +183,21 @@ func TestADaemonWithClientsOutlivesTheAgentAndIsUsedAgain(t *testing.T) {
 	require.Contains(t, n.read("commands"), "set_default_active_thread_percentage 12\n", "the next clients have the new limits")
 	n.stop()
 	require.Equal(t, pid, n.read("pid"), "what it did not start it does not end")
+}
+
+func TestAnEditOfTheSharesKeepsADaemonThatHasClients(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.run(t)
+	n.eventually(t, none)
+	pid := n.read("pid")
+	require.NoError(t, os.WriteFile(n.path("servers"), []byte("4711\n"), 0o644))
+	n.share(t, 2)
+	require.NotEmpty(t, n.daemons.Missing(n.snapshots.Get()), "the new limits are not told yet")
+	n.daemons.Poke()
+	n.eventually(t, none)
+	require.Equal(t, pid, n.read("pid"))
+	require.Contains(t, n.read("commands"), "set_default_active_thread_percentage 50\n")
 }
 
 func TestAnIllGPUCostsNoOtherItsDaemonAndJoinsOnceThereAreNoClients(t *testing.T) {

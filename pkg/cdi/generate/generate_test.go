@@ -4,9 +4,11 @@ package generate_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,7 +25,9 @@ import (
 // The tests run the generation as the agent does: in a child, which is the test program itself.
 func TestMain(m *testing.M) {
 	if os.Getenv("GENERATE_TEST_CHILD") == "" {
-		os.Exit(m.Run())
+		code := m.Run()
+		_ = os.RemoveAll(built)
+		os.Exit(code)
 	}
 	if err := generate.Run(os.Stdin, os.Stdout); err != nil {
 		os.Stderr.WriteString(err.Error() + "\n")
@@ -38,6 +42,22 @@ const (
 	gpu0 = "GPU-23300000-5140-4000-8000-000000000000"
 	gpu1 = "GPU-23300001-5140-4000-8000-000000000001"
 )
+
+// built is the folder of the fake library, once it was asked for.
+var built string
+
+// fakeLibrary builds test/fakenvml, once for all tests.
+var fakeLibrary = sync.OnceValues(func() (string, error) {
+	var err error
+	if built, err = os.MkdirTemp("", "fakenvml"); err != nil {
+		return "", err
+	}
+	library := filepath.Join(built, "libnvidia-ml.so.1")
+	if msg, err := exec.Command("../../../test/fakenvml/build.sh", library).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, msg)
+	}
+	return library, nil
+})
 
 // driverRoot is a host with a driver whose library answers, and with device nodes. Making nodes needs root.
 func driverRoot(t *testing.T) string {
@@ -56,8 +76,11 @@ func driverRoot(t *testing.T) string {
 		t.Skipf("no C compiler to build the fake driver with: %v", err)
 	}
 	library := filepath.Join(lib, "libnvidia-ml.so."+driver)
-	msg, err := exec.Command("../../../test/fakenvml/build.sh", library).CombinedOutput()
-	require.NoError(t, err, "%s", msg)
+	fake, err := fakeLibrary()
+	require.NoError(t, err)
+	content, err := os.ReadFile(fake)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(library, content, 0o755))
 	require.NoError(t, os.Symlink(filepath.Base(library), filepath.Join(lib, "libnvidia-ml.so.1")))
 	require.NoError(t, os.WriteFile(filepath.Join(lib, "libcuda.so."+driver), nil, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(root, "usr/bin/nvidia-smi"), nil, 0o755))
