@@ -43,6 +43,7 @@ type Cache struct {
 	asked    int64      // number of the newest Pull
 	models   map[string]*entry
 	blobs    map[model.Digest]int64 // bytes
+	foreign  int64                  // bytes in by-name that this cache did not bring; constant after Open
 	failures map[string]int64       // by reason
 	evicted  int64
 }
@@ -128,6 +129,7 @@ func (c *Cache) publish() {
 
 // ledger is what the content takes, and what is promised to downloads beyond that. c.mu is held.
 func (c *Cache) ledger() (used, reserved int64) {
+	used = c.foreign
 	for _, n := range c.blobs {
 		used += n
 	}

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
@@ -70,17 +72,9 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		return nil, err
 	}
 	l := layout(cfg.Root)
-	for _, dir := range l.dirs() {
-		if err := cfg.disk.MkdirAll(dir, 0o755); err != nil {
-			return nil, fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)
-		}
-	}
-	lock, err := durable.Lock(l.lock())
-	if errors.Is(err, durable.ErrLocked) {
-		return nil, fmt.Errorf("cache root %s is in use by another gpu-agent: %w: stop it or set another root", cfg.Root, err)
-	}
+	lock, err := cfg.take(l)
 	if err != nil {
-		return nil, fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)
+		return nil, err
 	}
 	c := &Cache{
 		cfg: cfg, disk: cfg.disk, at: l, sources: sources, log: cfg.Log, lock: lock,
@@ -95,6 +89,38 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return c, nil
+}
+
+// take makes the directories and locks them. The lock is the first file in store/, and stays: a store/
+// that holds something and no lock is somebody else's, and nothing in it is touched.
+func (cfg *Config) take(l layout) (*os.File, error) {
+	unusable := func(err error) error {
+		return fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)
+	}
+	if err := cfg.disk.MkdirAll(l.store(), 0o755); err != nil {
+		return nil, unusable(err)
+	}
+	entries, err := os.ReadDir(l.store())
+	if err != nil {
+		return nil, unusable(err)
+	}
+	if len(entries) > 0 && !exists(l.lock()) {
+		return nil, fmt.Errorf("cache root %s: %s is not of this cache, %q is in it: set another root, or move it away",
+			cfg.Root, l.store(), entries[0].Name())
+	}
+	lock, err := durable.Lock(l.lock())
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("cache root %s is in use by another gpu-agent: %w: stop it or set another root", cfg.Root, err)
+	}
+	if err != nil {
+		return nil, unusable(err)
+	}
+	for _, dir := range l.dirs() {
+		if err := cfg.disk.MkdirAll(dir, 0o755); err != nil {
+			return nil, errors.Join(unusable(err), lock.Close())
+		}
+	}
+	return lock, nil
 }
 
 func (c *Cache) open() error {
@@ -173,6 +199,13 @@ func (l layout) manifest(name string) string { return filepath.Join(l.manifests(
 // next uses a letter that CheckName keeps out of names.
 func (l layout) next(name string) string  { return filepath.Join(l.manifests(), name+"+next.json") }
 func (l layout) state(name string) string { return filepath.Join(l.states(), name+".json") }
+
+// isScratch reports whether a name in by-name is one of scratch's, or probe's.
+func isScratch(name string) bool {
+	of, n, ok := strings.Cut(strings.TrimPrefix(name, "."), ".tmp-")
+	_, err := strconv.Atoi(n)
+	return name == ".probe" || strings.HasPrefix(name, ".") && ok && err == nil && model.CheckName(of) == nil
+}
 
 // scratch is a name beside the visible one that nobody has; a dot first, so that Open sweeps it.
 func (l layout) scratch(name string) (string, error) {

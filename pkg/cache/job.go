@@ -149,12 +149,24 @@ func (c *Cache) resume(name string) (*job, error) {
 		return nil, fmt.Errorf("%s: ranges of %d bytes", dir, p.Step)
 	}
 	j := newJob(c.disk, dir, p)
+	if content(p.Manifest.Files) > c.limit {
+		return nil, fmt.Errorf("%s: more than the limit of %s", dir, bytesText(c.limit))
+	}
 	for _, s := range j.slots {
 		var saved journal
 		info, err := os.Lstat(s.path)
 		if err != nil || info.Size() != s.file.Size || readJSON(s.journal(), &saved) != nil || !s.restore(saved) {
 			s.reset() // fetched again: nothing says what is in it
+			if err == nil && durable.Links(info) > 1 {
+				// A blob that others have, linked just before a crash: not to be written into.
+				if err := c.disk.Remove(s.path); err != nil {
+					return nil, err
+				}
+				continue
+			}
 		}
+		// Room is reserved before the first file is made.
+		j.admitted = j.admitted || err == nil && s.sum == "" || s.sum != "" && !s.linked
 		if s.sum != "" {
 			// A crash while the blobs were named leaves one content with two names: count it once.
 			blob, err := os.Lstat(c.at.blob(s.sum))
@@ -170,7 +182,6 @@ func (c *Cache) resume(name string) (*job, error) {
 			return nil, err
 		}
 	}
-	j.admitted = true
 	j.count()
 	return j, nil
 }

@@ -183,6 +183,9 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	if !ok {
 		return c.unknownScheme(ref)
 	}
+	if err := c.inTheWay(e); err != nil {
+		return err
+	}
 	m, err := resolve(ctx, src, ref)
 	if err != nil {
 		return err

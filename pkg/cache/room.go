@@ -109,20 +109,36 @@ func (c *Cache) evictable(e *entry) ([]*entry, int64) {
 	return victims, freed
 }
 
-// shrink evicts until what is here fits the limit, which may be lower than it was.
+// shrink evicts, and gives up partial downloads, until what is here fits the limit, which may be lower
+// than it was. No worker is on anything yet.
 func (c *Cache) shrink(ctx context.Context) {
 	c.admit.Lock()
 	defer c.admit.Unlock()
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		used, reserved := c.ledger()
+		var partial *entry
+		for _, e := range c.models {
+			if e.job != nil && e.job.admitted && (partial == nil || e.name < partial.name) {
+				partial = e
+			}
+		}
 		c.mu.Unlock()
-		victims, _ := c.evictable(nil)
-		if used+reserved <= c.limit || len(victims) == 0 {
+		if used+reserved <= c.limit {
 			return
 		}
-		if err := c.evict(ctx, victims[0]); err != nil {
-			c.log.Warn("the cache is over its limit", "used", used, "limit", c.limit, "err", err)
+		var err error
+		switch victims, _ := c.evictable(nil); {
+		case len(victims) > 0:
+			err = c.evict(ctx, victims[0])
+		case partial != nil:
+			err = c.dropPartial(partial)
+		default:
+			err = errors.New("only models that the config asks for, pinned ones and what this cache did not make are left: " +
+				"take some out of the config, unpin some, or raise the limit")
+		}
+		if err != nil {
+			c.log.Warn("the cache is over its limit", "used", used, "reserved", reserved, "limit", c.limit, "err", err)
 			return
 		}
 	}

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -109,19 +110,93 @@ func (c *Cache) scanModels() error {
 			return err
 		}
 	}
-	dirs, err := c.names(c.at.byName(), "")
+	return c.scanVisible()
+}
+
+// scanVisible sweeps what this cache left in by-name. What somebody else put there stays, and counts as
+// used, so that the limit stays what it says.
+func (c *Cache) scanVisible() error {
+	entries, err := os.ReadDir(c.at.byName())
 	if err != nil {
 		return err
 	}
-	for _, name := range dirs {
-		if e := c.models[name]; e == nil || e.visible == nil {
+	var foreign []string
+	for _, e := range entries {
+		name := e.Name()
+		known := c.models[name]
+		switch {
+		case known != nil && known.visible != nil:
+		case isScratch(name):
+			err = c.disk.RemoveTree(filepath.Join(c.at.byName(), name))
+		case c.ours(name):
 			c.log.Warn("dropping a model directory without a manifest", "model", name)
-			if err := c.hide(name); err != nil {
-				return err
-			}
+			err = c.hide(name)
+		default:
+			foreign = append(foreign, name)
+			c.foreign += weigh(filepath.Join(c.at.byName(), name))
+		}
+		if err != nil {
+			return err
 		}
 	}
+	if len(foreign) > 0 {
+		c.log.Warn("leaving alone what this cache did not make; it counts against the limit",
+			"dir", c.at.byName(), "entries", foreign[:min(len(foreign), 10)], "count", len(foreign), "bytes", c.foreign)
+	}
 	return nil
+}
+
+// ours reports whether a directory in by-name was made by this cache: its store knows the name, or the
+// first file in it is a blob.
+func (c *Cache) ours(name string) bool {
+	if model.CheckName(name) != nil {
+		return false
+	}
+	if exists(c.at.manifest(name)) || exists(c.at.next(name)) {
+		return true
+	}
+	var first fs.FileInfo
+	_ = filepath.WalkDir(c.at.visible(name), func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			first, err = e.Info()
+			if err == nil {
+				return fs.SkipAll
+			}
+		}
+		return err
+	})
+	if first == nil {
+		return false
+	}
+	for d, size := range c.blobs {
+		if blob, err := os.Lstat(c.at.blob(d)); size == first.Size() && err == nil && os.SameFile(first, blob) {
+			return true
+		}
+	}
+	return false
+}
+
+// weigh is the bytes of the files under path, as far as they can be seen.
+func weigh(path string) (sum int64) {
+	_ = filepath.WalkDir(path, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			if info, err := e.Info(); err == nil {
+				sum += info.Size()
+			}
+		}
+		return nil
+	})
+	return sum
+}
+
+// inTheWay refuses to put a model where somebody else has something.
+func (c *Cache) inTheWay(e *entry) error {
+	path := c.at.visible(e.name)
+	if e.visible != nil || !exists(path) || c.ours(e.name) { // only the worker on e makes it visible
+		return nil
+	}
+	return &model.Error{Reason: "Foreign", Final: true, Text: fmt.Sprintf(
+		"%s is there already and not of this cache: move it away, or give the model another name", path)}
 }
 
 // hide takes a model's directory out of sight in one step and then deletes it.
