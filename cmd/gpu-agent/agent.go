@@ -325,7 +325,7 @@ func (a *agent) state() *state {
 	s := &state{
 		Version: version, Node: a.config.NodeName, Started: a.started, Tasks: a.tasks(),
 		Allocation: a.config.Allocation,
-		Snapshot:   snapshot, Offers: a.offers(snapshot), Problems: a.policy.Get().Problems(snapshot), Cache: a.inventory.Get(),
+		Snapshot:   snapshot, Offers: a.offers(snapshot), Problems: a.policy.Get().Problems(snapshot), Cache: a.cached(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
 	}
 	if opened := a.cache.Load(); opened != nil {

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -85,6 +87,23 @@ func (a *agent) noCache() string {
 		return "the model cache is not open: " + task.Error
 	}
 	return "the model cache is not open yet, or held by an agent that is being replaced: try again"
+}
+
+// cached is the newest inventory. While the cache is not open it names what the configuration asks for,
+// each with what keeps the cache; nil where it is off.
+func (a *agent) cached() *model.Inventory {
+	if inv := a.inventory.Get(); inv != nil || !a.config.Cache.Enabled {
+		return inv
+	}
+	inv := &model.Inventory{Time: time.Now(), Root: a.config.Cache.Root, Limit: int64(a.config.Cache.Limit), Models: []model.Status{}}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.models {
+		inv.Models = append(inv.Models, model.Status{Name: s.Name, Source: s.Source.String(), State: model.Pending,
+			Reason: "CacheClosed", Message: a.noCache(), Pinned: s.Pinned, Wanted: true})
+	}
+	slices.SortFunc(inv.Models, func(a, b model.Status) int { return strings.Compare(a.Name, b.Name) })
+	return inv
 }
 
 // pull asks the cache for a model.

@@ -42,7 +42,7 @@ func modelsLs() *cobra.Command {
 				return err
 			}
 			if s.Cache == nil {
-				return errors.New("the model cache is off or not open: see gpu-agent status")
+				return errors.New("the model cache is off: set cache.enabled")
 			}
 			if output.json() {
 				return printJSON(cmd.OutOrStdout(), append([]model.Status{}, s.Cache.Models...)) // [], never null
