@@ -59,6 +59,10 @@ type entry struct {
 	visible *record // what pods see; nil where nothing
 	job     *job    // the partial download, with its reservation; nil where none
 
+	used      time.Time // last open that was seen; memory.LastUse follows it now and then
+	verifying int       // Verify calls that read the files, which is no use
+	verified  time.Time // end of the last one
+
 	busy     chan struct{}      // closed when the worker on it has ended; nil when none is
 	cancel   context.CancelFunc // of that worker
 	again    bool               // resolve although visible
@@ -147,7 +151,7 @@ func (c *Cache) status(e *entry) model.Status {
 	s := model.Status{
 		Name: e.name, Source: e.ref().String(), State: model.Pending,
 		Reason: e.reason, Message: e.message, RetryAt: e.retryAt, Final: e.final,
-		Pinned: e.pinned(), Wanted: e.wanted, LastUse: e.memory.LastUse,
+		Pinned: e.pinned(), Wanted: e.wanted, LastUse: e.lastUse(),
 		Asked: e.newest, Answered: e.answered,
 	}
 	if j := e.job; j != nil {
@@ -310,11 +314,6 @@ func (c *Cache) Pin(name string) error {
 // Unpin takes Pin back. A pin in the config stays.
 func (c *Cache) Unpin(name string) error {
 	return c.note(name, func(m *memory) { m.Pinned = false })
-}
-
-// Touch notes that a model was used now: eviction takes the longest unused first.
-func (c *Cache) Touch(name string) error {
-	return c.note(name, func(m *memory) { m.LastUse = time.Now() })
 }
 
 func (c *Cache) note(name string, change func(*memory)) error {

@@ -29,7 +29,8 @@ type Config struct {
 	Unlabelled func(ctx context.Context, name string) error
 	Log        *slog.Logger // nil discards
 
-	disk durable.Disk // tests inject faults
+	disk  durable.Disk          // tests inject faults
+	opens func() (opens, error) // tests say what was opened; nil for the real one
 }
 
 const (
@@ -57,6 +58,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.RangeSize == 0 {
 		cfg.RangeSize = defaultRangeSize
+	}
+	if cfg.opens == nil {
+		cfg.opens = watchOpens
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -18,5 +18,6 @@
 //	store/state/<name>.json           wishes, pins, last use
 //	store/lock                        held (flock) while the cache is open
 //
-// Not yet: uses are noted when a model is published, and by Touch; a pod that opens a file is not seen.
+// Eviction goes by last use: opens of files are seen (see inotify for which are not) and noted within ten
+// seconds, and are durable within the hour and when Run ends.
 package cache

@@ -148,8 +148,39 @@ func dir(t *testing.T) string {
 const mega = 1 << 20
 
 func config(root string) Config {
-	return Config{Root: root, Limit: 64 * mega, Streams: 4, RangeSize: 64 << 10}
+	return Config{Root: root, Limit: 64 * mega, Streams: 4, RangeSize: 64 << 10,
+		opens: func() (opens, error) { return &said{}, nil }}
 }
+
+// said is opens whose answers a test gives.
+type said struct {
+	mu      sync.Mutex
+	names   []string
+	watches []string
+}
+
+func (s *said) say(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names = append(s.names, names...)
+}
+
+func (s *said) opened() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := s.names
+	s.names = nil
+	return names, nil
+}
+
+func (s *said) watch(name, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watches = append(s.watches, name)
+	return nil
+}
+
+func (s *said) close() error { return nil }
 
 func open(t *testing.T, cfg Config, o *origin) *Cache {
 	t.Helper()

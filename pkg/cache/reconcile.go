@@ -27,6 +27,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	c.shrink(ctx)
+	group.Go(func() { c.observe(ctx) })
 	for ctx.Err() == nil {
 		c.sweep()
 		wait := c.start(ctx, &group)

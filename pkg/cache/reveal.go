@@ -152,7 +152,14 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 		return nil, notFound(name)
 	}
 	r := e.visible
+	e.verifying++
 	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		e.verifying--
+		e.verified = time.Now()
+	}()
 	bad := map[model.Digest]bool{}
 	for _, f := range r.Files {
 		sum, err := hashFile(ctx, filepath.Join(c.at.visible(name), filepath.FromSlash(f.Path)))

@@ -105,7 +105,7 @@ func (c *Cache) evictable(e *entry) ([]*entry, int64) {
 			}
 		}
 	}
-	slices.SortFunc(victims, func(a, b *entry) int { return a.memory.LastUse.Compare(b.memory.LastUse) })
+	slices.SortFunc(victims, func(a, b *entry) int { return a.lastUse().Compare(b.lastUse()) })
 	return victims, freed
 }
 
@@ -159,7 +159,7 @@ func (c *Cache) evict(ctx context.Context, e *entry) error {
 	if err != nil {
 		return err
 	}
-	c.log.Info("evicting a model", "model", e.name, "lastUse", e.memory.LastUse)
+	c.log.Info("evicting a model", "model", e.name, "lastUse", e.lastUse())
 	if err := c.withdraw(ctx, e); err != nil {
 		return err
 	}

@@ -44,12 +44,15 @@ func TestTheLongestUnusedIsEvictedFirstAndPinsStay(t *testing.T) {
 		o.hold("a", "b", "c", "d", "e", "f")
 		cfg := config(root)
 		cfg.Limit = 3 * mega
+		uses := &said{}
+		cfg.opens = func() (opens, error) { return uses, nil }
 		c := open(t, cfg, o)
 		c.Want(nil)
 		stop := run(t, c)
 		pull(t, c, "a", "b", "c")
-		require.NoError(t, c.Touch("a"))
-		time.Sleep(time.Second)
+		time.Sleep(usesEvery)
+		uses.say("a")
+		time.Sleep(usesEvery)
 		pull(t, c, "d")
 		require.Equal(t, []string{"a Ready", "c Ready", "d Ready"}, names(c))
 		require.NoError(t, c.Pin("c"))
