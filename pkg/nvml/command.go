@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
 
 // MaxRelease bounds how long NVML may stay released: an operator may forget.
 const MaxRelease = time.Hour
+
+// maxReason bounds an operator's reason, which is shown in one line everywhere.
+const maxReason = 256
 
 // errReleased ends a session because an operator asked for it.
 var errReleased = errors.New("released by an operator")
@@ -67,8 +71,11 @@ func (m *Monitor) change(ctx context.Context, id gpu.UUID, f func(*tracked)) err
 // Cordon takes a GPU out of use until Uncordon, for a reason that everybody is shown. It returns when that is
 // on the disk; with an error that says so when it is in force all the same.
 func (m *Monitor) Cordon(ctx context.Context, id gpu.UUID, reason string) error {
-	if reason = strings.TrimSpace(reason); reason == "" {
+	switch reason = strings.TrimSpace(reason); {
+	case reason == "":
 		return errors.New("a cordon needs a reason: others will ask")
+	case len(reason) > maxReason || strings.ContainsFunc(reason, unicode.IsControl):
+		return fmt.Errorf("the reason of a cordon: want one line of at most %d bytes", maxReason)
 	}
 	return m.change(ctx, id, func(g *tracked) {
 		now := time.Now()
@@ -127,6 +134,9 @@ func (m *Monitor) Release(ctx context.Context, d time.Duration) error {
 // Resume ends a Release early; without one it does nothing.
 func (m *Monitor) Resume(ctx context.Context) error {
 	return m.do(ctx, func(inv *inventory) error {
+		if inv.released != nil {
+			inv.released.done(errors.New("resumed before the driver was let go of"))
+		}
 		inv.released = nil
 		return nil
 	})
@@ -138,16 +148,17 @@ func (m *Monitor) rest(ctx context.Context, inv *inventory) bool {
 	inv.closedByUs = true
 	defer func() { inv.closedByUs = false }()
 	m.log.Warn("the driver is let go of: no GPU is offered", "until", r.until)
-	r.done(nil)
 	for inv.released != nil {
 		left := time.Until(inv.released.until)
 		if left <= 0 {
 			m.log.Warn("the release is over")
+			r.done(nil) // where letting go took as long as that
 			inv.released = nil
 			break
 		}
 		inv.rest(time.Now())
 		m.publish(inv)
+		r.done(nil) // only now: who asked looks at the snapshot next
 		end := time.NewTimer(left)
 		select {
 		case <-ctx.Done():

@@ -22,6 +22,7 @@ func TestACordonHoldsUntilItIsLifted(t *testing.T) {
 	k := newNode(t)
 	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {
 		require.ErrorContains(t, m.Cordon(t.Context(), "GPU-2", " "), "a cordon needs a reason")
+		require.ErrorContains(t, m.Cordon(t.Context(), "GPU-2", "a\nb"), "want one line of at most 256 bytes")
 		require.EqualError(t, m.Cordon(t.Context(), "GPU-x", "why"),
 			"there is no GPU GPU-x here: want one of GPU-0, GPU-1, GPU-2, GPU-3, GPU-4, GPU-5, GPU-6, GPU-7")
 		require.NoError(t, m.Cordon(t.Context(), "GPU-2", "fan is loud"))
@@ -41,6 +42,19 @@ func TestACordonHoldsUntilItIsLifted(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []string{"cordoned: fan is loud"}, ended)
 		require.Equal(t, gpu.Lost, left.Reason, "nobody can use a GPU that does not answer")
+	})
+}
+
+func TestAnOperatorWaitsUntilTheInventoryIsKnown(t *testing.T) {
+	play(t, func() *script { d := eight(); d.cards[7].hang = make(chan struct{}); return d }, func(t *testing.T, m *Monitor, d *script) {
+		done := make(chan error, 1)
+		go func() { done <- m.Cordon(t.Context(), "GPU-2", "x") }()
+		synctest.Wait()
+		require.Empty(t, m.Get().Devices, "seven of eight, as long as the eighth may answer")
+		pass(DefaultDeadline)
+		require.NoError(t, <-done)
+		require.Equal(t, 6, m.Get().HealthyCount())
+		d.do(func() { close(d.cards[7].hang); d.cards[7].hang = nil })
 	})
 }
 

@@ -9,8 +9,9 @@
 // reconfiguration: a list that cannot be read makes the GPU Unreadable, with the instances that it had.
 //
 // A driver that is not there, is lost or comes back is weather, not failure: Run keeps trying, and the
-// snapshot says why there is nothing to see. The one thing it cannot ride out is a library file that was
-// replaced under the process: the dynamic linker pins the first one, so Run ends with ErrLibraryReplaced.
+// snapshot says why there is nothing to see. The one thing it cannot ride out is an upgrade of the driver: the
+// dynamic linker pins the first library, so Run ends with ErrLibraryReplaced, once. The container that is
+// started next has the new one.
 //
 // Health is a verdict on evidence. What makes a GPU unhealthy is in xid.go and conditions.go, what counts as
 // evidence that it is over in trouble.go; both are functions of values. Nothing heals because this process

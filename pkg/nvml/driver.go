@@ -9,7 +9,7 @@ import (
 )
 
 // ErrLibraryReplaced ends Run: the driver was upgraded, and this process holds the old library for good.
-var ErrLibraryReplaced = errors.New("libnvidia-ml was replaced by another version while it was loaded: restart the agent to load the new one")
+var ErrLibraryReplaced = errors.New("the driver was upgraded, and this process holds the library of the version before: restart the agent to load the new one")
 
 // driver is the seam to libnvidia-ml. Every method of it, and of what it returns, may block for ever:
 // they are called by goroutines that own nothing.

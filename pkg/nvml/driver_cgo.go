@@ -36,6 +36,7 @@ type cDriver struct {
 	symbols map[string]bool
 	path    string
 	file    os.FileInfo // of path when it was loaded
+	worked  bool        // it was initialised once
 }
 
 func (d *cDriver) Open() (session, error) {
@@ -47,11 +48,14 @@ func (d *cDriver) Open() (session, error) {
 		}
 	}
 	if c := code(d.api.Init()); c != success {
-		if c == errLibVersionMismatch && d.replaced() {
+		// In a container the file stays: the runtime mounted it when the container was made, and mounts the new one
+		// with the next. A library that never worked is waited for: this process would only be the next of many.
+		if c == errLibVersionMismatch && (d.worked || d.replaced()) {
 			return nil, ErrLibraryReplaced
 		}
 		return nil, fmt.Errorf("initialise %s: %s", d.path, c.explain())
 	}
+	d.worked = true
 	s := &cSession{driver: d, handles: map[gonvml.Device]int{}}
 	if d.has("nvmlEventSetCreate") && d.has("nvmlDeviceRegisterEvents") && d.has("nvmlEventSetWait", "nvmlEventSetWait_v2") {
 		if set, c := d.api.EventSetCreate(); c == gonvml.SUCCESS {

@@ -364,15 +364,20 @@ func TestAReplacedLibraryIsNoticed(t *testing.T) {
 		return
 	}
 	write := stateFile(t)
-	d := newDriver(library)
-	s, err := d.Open()
-	require.NoError(t, err)
-	s.Close()
-
 	write("init 18\n")
-	_, err = d.Open()
+	d := newDriver(library)
+	_, err := d.Open()
 	require.ErrorContains(t, err, "ERROR_LIB_RM_VERSION_MISMATCH")
 	require.NotErrorIs(t, err, ErrLibraryReplaced, "a restart would load the same file again, and again")
+
+	write("")
+	worked := newDriver(library)
+	s, err := worked.Open()
+	require.NoError(t, err)
+	s.Close()
+	write("init 18\n")
+	_, err = worked.Open()
+	require.ErrorIs(t, err, ErrLibraryReplaced, "in a container the file stays as it was")
 
 	image, err := os.ReadFile(library)
 	require.NoError(t, err)

@@ -110,7 +110,7 @@ func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-ch
 			urgent = urgent || f.idle() // the round is complete
 		case n := <-notices:
 			urgent, err = f.hear(n)
-		case call := <-f.calls:
+		case call := <-f.wishes():
 			call(f.inv)
 			if f.inv.released != nil {
 				err = errReleased
@@ -131,6 +131,14 @@ func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-ch
 		f.askWanted()
 		late.Reset(f.untilLate())
 	}
+}
+
+// wishes is where the wishes of others come from: nobody's, as long as the inventory may not be shown.
+func (f *follower) wishes() <-chan func(*inventory) {
+	if !f.settled {
+		return nil
+	}
+	return f.calls
 }
 
 // askAll asks every GPU that is not busy.

@@ -156,21 +156,26 @@ func (r rules) xid(h *health, code uint64, round int, at marks, now time.Time) (
 		h.contained = now
 		h.forgive(now)
 	}
+	needs, until, sick := act.trouble()
+	n := gpu.Notice{Code: gpu.XIDNotice, Text: text, Since: now}
 	switch {
-	case act == noticeOnly:
-		h.notify(gpu.Notice{Code: gpu.XIDNotice, Text: text, Since: now}, now.Add(day))
-	case act == noticeReset:
-		h.notify(gpu.Notice{Code: gpu.XIDNotice, Text: text, Since: now, Needs: gpu.ResetGPU}, now.Add(day))
-	case act == untilContained && now.Sub(h.contained) < near && !h.contained.IsZero():
-		h.notify(gpu.Notice{Code: gpu.Contained, Text: text, Since: now, Needs: gpu.ResetGPU}, now.Add(day))
 	case act.asks():
 		if !slices.ContainsFunc(h.questions, func(q question) bool { return q.xid == code }) {
 			h.questions = append(h.questions, question{code, act, text, round, now})
 		}
 		return true
-	}
-	if needs, until, sick := act.trouble(); sick && (act != untilContained || h.contained.IsZero() || now.Sub(h.contained) >= near) {
-		r.ail(h, trouble{Reason: gpu.XID, XID: code, Text: text, Since: now, Needs: needs, Until: until, At: at, Contained: act == untilContained})
+	case act == untilContained && !h.contained.IsZero() && now.Sub(h.contained) < near:
+		n.Code, n.Needs = gpu.Contained, gpu.ResetGPU
+		h.notify(n, now.Add(day))
+	case sick:
+		r.ail(h, trouble{
+			Reason: gpu.XID, XID: code, Text: text, Since: now, Needs: needs, Until: until, At: at, Contained: act == untilContained,
+		})
+	case act == noticeReset:
+		n.Needs = gpu.ResetGPU
+		h.notify(n, now.Add(day))
+	case act == noticeOnly:
+		h.notify(n, now.Add(day))
 	}
 	return false
 }
@@ -211,13 +216,11 @@ func (r rules) answer(h *health, round int, action *uint64, at marks) {
 	})
 }
 
-// sampled judges a sample and counts it towards recoveries. It reports whether what is kept has changed.
-func (r rules) sampled(h *health, f facts, session int, now time.Time) (changed bool) {
+// sampled judges a sample and counts it towards recoveries.
+func (r rules) sampled(h *health, f facts, session int, now time.Time) {
 	good := r.conditions(h, f, now)
 	r.memoryErrors(h, f, now)
-	h.session, h.sampledAt = session, now
-	changed = h.persistent != is(f.stats.PersistenceMode)
-	h.persistent = is(f.stats.PersistenceMode)
+	h.session, h.sampledAt, h.persistent = session, now, is(f.stats.PersistenceMode)
 
 	sick, returned := len(h.troubles) > 0, slices.ContainsFunc(h.troubles, reattached)
 	kept := h.troubles[:0]
@@ -226,9 +229,7 @@ func (r rules) sampled(h *health, f facts, session int, now time.Time) (changed 
 		if returned && t.Until == provenRescan && t.Evidence == "" {
 			t.Evidence = "it was lost and answers again"
 		}
-		over, noted := r.probe(t, f, good, now)
-		changed = changed || noted || over
-		if over {
+		if r.probe(t, f, good, now) {
 			h.evidence = t.Evidence
 			continue
 		}
@@ -238,7 +239,6 @@ func (r rules) sampled(h *health, f facts, session int, now time.Time) (changed 
 	if sick && len(h.troubles) == 0 {
 		h.recoveries = append(h.recoveries, now)
 	}
-	return changed
 }
 
 // reattached says that the driver had called the GPU lost or in need of a reset, which it takes back after one

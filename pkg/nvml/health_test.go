@@ -386,6 +386,50 @@ func TestStickyConditionsNeedAnOperator(t *testing.T) {
 	})
 }
 
+func TestAFabricThatCannotBeReadHasNotRecovered(t *testing.T) {
+	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+		c := d.cards[0]
+		for _, tc := range []struct {
+			state, status, mask uint64
+			needs               gpu.Remedy
+		}{
+			{fabricInProgress, 0, 0, gpu.Operator},
+			{fabricCompleted, 999, 0, gpu.Operator},
+			{fabricCompleted, 0, 1 << 4, gpu.ResetGPU},
+			{fabricCompleted, 0, 5 << 8, gpu.Operator},
+		} {
+			c.shows(opFabric, func(s *gpu.Stats) { s.FabricState, s.FabricStatus, s.FabricHealth = &tc.state, &tc.status, &tc.mask })
+			pass(10 * time.Second)
+			h := m.Get().Devices[0].Health
+			require.Equal(t, gpu.FabricFault, h.Reason)
+			require.Equal(t, tc.needs, h.Needs, h.Text)
+		}
+		d.do(func() { c.faults[opFabric] = errUnknown })
+		pass(time.Hour)
+		require.Equal(t, 7, m.Get().HealthyCount())
+		d.do(func() { delete(c.faults, opFabric) })
+		c.shows(opFabric, func(s *gpu.Stats) {
+			s.FabricState, s.FabricStatus, s.FabricHealth = new(uint64(fabricCompleted)), new(uint64(0)), new(uint64(1|1<<2|1<<6|1<<8))
+		})
+		pass(30 * time.Second)
+		require.Equal(t, 8, m.Get().HealthyCount())
+		require.Len(t, m.Get().Devices[0].Notices, 3, "degraded, and in use")
+	})
+}
+
+func TestAnActionThatCouldNotBeReadOnceIsAskedForAgain(t *testing.T) {
+	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+		c := d.cards[4]
+		c.recovery(0)
+		d.do(func() { c.faults[opRecoveryAction] = errUnknown })
+		pass(10 * time.Second)
+		d.do(func() { delete(c.faults, opRecoveryAction) })
+		d.xid(4, 59)
+		pass(time.Second)
+		require.Equal(t, 8, m.Get().HealthyCount())
+	})
+}
+
 func TestIgnoredReasonsAreNotices(t *testing.T) {
 	cfg := Config{Health: Health{Ignore: []gpu.Reason{gpu.FabricFault, gpu.ECC, gpu.Unavailable}}}
 	playWith(t, cfg, host{}, eight, func(t *testing.T, m *Monitor, d *script) {

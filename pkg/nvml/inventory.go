@@ -32,6 +32,7 @@ type tracked struct {
 	away    gpu.Health // there is no driver to ask, for all GPUs alike; healthy otherwise
 	state   health
 	binding uint64 // see marks
+	unasked bool   // the recovery action could not be read in the last sample, for once
 
 	stats      *gpu.Stats
 	lastSample time.Time
@@ -151,6 +152,7 @@ func (inv *inventory) read(g *tracked, a answer, round int, now time.Time) (chan
 		return g.verdict() != before
 	}
 	g.stats, g.lastSample = a.stats, a.taken
+	g.unasked = slices.ContainsFunc(a.failures, func(f failure) bool { return f.op == opRecoveryAction })
 	g.rateNVLink(a.taken)
 	held := g.state.session == inv.sessions || g.state.persistent && is(a.stats.PersistenceMode)
 	f := facts{marks: inv.marks(g), stats: a.stats, held: held}
@@ -204,7 +206,7 @@ func (inv *inventory) countXID(g *tracked, xid uint64, round int, now time.Time)
 	n.Code, n.Count, n.Last = xid, n.Count+1, now
 	g.xids[xid] = n
 	ask = inv.rules.xid(&g.state, xid, round, inv.marks(g), now)
-	if ask && g.stats != nil && g.stats.RecoveryAction == nil {
+	if ask && g.stats != nil && g.stats.RecoveryAction == nil && !g.unasked {
 		inv.rules.answer(&g.state, round, nil, inv.marks(g)) // this driver has no answer
 		return false
 	}

@@ -120,8 +120,7 @@ func seenWell(r gpu.Reason, s *gpu.Stats) bool {
 
 // note raises the marks by what a sample says. After a gap in which the GPU may have been shut down, volatile
 // counters start from what they are now.
-func (t *trouble) note(f facts) (changed bool) {
-	before := t.At
+func (t *trouble) note(f facts) {
 	at := &t.At
 	if at.Boot == "" {
 		at.Boot = f.Boot
@@ -137,7 +136,6 @@ func (t *trouble) note(f facts) (changed bool) {
 		at.ECC, at.Pending = 0, false
 	}
 	at.ECC, at.Pending = max(at.ECC, f.ECC), at.Pending || f.Pending
-	return *at != before
 }
 
 // rules are how health is judged and regained.
@@ -150,23 +148,20 @@ type rules struct {
 }
 
 // probe counts a good sample, and reports whether the trouble is over.
-func (r rules) probe(t *trouble, f facts, good bool, now time.Time) (over, changed bool) {
-	if t.Evidence == "" && !t.standing {
-		t.Evidence = t.witness(f)
-		changed = t.Evidence != ""
-	}
-	changed = t.note(f) || changed
+func (r rules) probe(t *trouble, f facts, good bool, now time.Time) (over bool) {
 	if t.standing {
-		changed = changed || t.Evidence != ""
 		t.Evidence = ""
+	} else if t.Evidence == "" {
+		t.Evidence = t.witness(f)
 	}
+	t.note(f)
 	if !good || t.Evidence == "" {
 		t.good = 0
-		return false, changed
+		return false
 	}
 	// A tenth of slack: samples are not taken to the millisecond.
 	if t.good == 0 || now.Sub(t.probed) >= r.every*9/10 {
 		t.good, t.probed = t.good+1, now
 	}
-	return t.good >= r.probes, changed
+	return t.good >= r.probes
 }
