@@ -202,11 +202,11 @@ func (f *fetcher) fetchRange(ctx context.Context, s *slot, i int) error {
 		f.mu.Lock()
 		at := s.have[i]
 		f.mu.Unlock()
-		if at == n {
-			return nil
-		}
 		got, err := f.copy(ctx, s, off+at, n-at, false)
-		if err == nil || errors.Is(err, errYield) {
+		if err == nil {
+			return nil // have[i] need not say so any more: the file may be complete, and found wrong
+		}
+		if errors.Is(err, errYield) {
 			continue
 		}
 		if got >= progress {

@@ -180,6 +180,12 @@ func (s *said) watch(name, _ string) error {
 	return nil
 }
 
+func (s *said) watched() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.watches)
+}
+
 func (s *said) close() error { return nil }
 
 func open(t *testing.T, cfg Config, o *origin) *Cache {

@@ -19,7 +19,7 @@ func TestUsesAreNotedAndKept(t *testing.T) {
 		stop := run(t, c)
 		pull(t, c, "a", "b")
 		time.Sleep(2 * usesEvery)
-		require.ElementsMatch(t, []string{"a", "b"}, uses.watches)
+		require.ElementsMatch(t, []string{"a", "b"}, uses.watched())
 		published := c.Get().Model("a").LastUse
 		kept := func() time.Time {
 			var m memory
@@ -35,9 +35,9 @@ func TestUsesAreNotedAndKept(t *testing.T) {
 		c.mu.Unlock()
 		require.Less(t, time.Since(used), 2*usesEvery)
 		require.True(t, kept().Equal(published), "not written for each use")
-		require.Len(t, uses.watches, 2, "one look a minute is enough")
+		require.Len(t, uses.watched(), 2, "one look a minute is enough")
 		time.Sleep(rearmAfter + usesEvery)
-		require.Len(t, uses.watches, 3)
+		require.Len(t, uses.watched(), 3)
 
 		time.Sleep(noteEvery)
 		uses.say("a")
