@@ -137,7 +137,7 @@ func (e *endpoint) fault(kubelet os.FileInfo, now time.Time) error {
 		return errSocketRemoved
 	case used && streams == 0:
 		return errStreamEnded
-	case !used && e.conns.open.Load() == 0:
+	case !used && e.conns.ever.Load() && e.conns.open.Load() == 0:
 		return errHungUp
 	case !used && now.Sub(e.since) > streamTimeout:
 		return errNoStream
@@ -169,7 +169,8 @@ func (e *endpoint) ListAndWatch(in *api.Empty, stream grpc.ServerStreamingServer
 // connections counts the open ones. It is a grpc/stats.Handler.
 type connections struct {
 	open  atomic.Int32
-	ended func() // told of each end
+	ever  atomic.Bool // there was one
+	ended func()      // told of each end
 }
 
 // HandleConn counts.
@@ -177,6 +178,7 @@ func (c *connections) HandleConn(_ context.Context, what stats.ConnStats) {
 	switch what.(type) {
 	case *stats.ConnBegin:
 		c.open.Add(1)
+		c.ever.Store(true)
 	case *stats.ConnEnd:
 		c.open.Add(-1)
 		c.ended()
