@@ -46,6 +46,7 @@ type agent struct {
 	specs   *cdi.Writer                  // nil: off
 	daemons *mps.Daemons                 // nil: nothing is shared by MPS
 	policy  watch.Value[resource.Policy] // in force; an edit sets another
+	choice  watch.Value[string]          // of NVIDIA's files, by the node's label; "" is none
 	offered config.DevicePlugin          // that policy was made of; used by runEdition alone
 	plugin  *deviceplugin.Plugin         // nil: off
 	dra     *kube.DRA                    // nil: off
@@ -192,6 +193,9 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	if a.dra != nil {
 		g.Keep("dra", a.dra.Run)
+	}
+	if a.config.DevicePlugin.NVIDIAConfigDir != "" {
+		g.Keep("choice", a.runChoice)
 	}
 	if a.config.Cache.Enabled {
 		g.Keep("cache", a.runCache)

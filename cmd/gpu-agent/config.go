@@ -56,8 +56,11 @@ func (f *configFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.simulate, "simulate", "", "made-up GPUs instead of the driver's, such as `H100:8`")
 }
 
-func (f *configFlags) load() (config.Config, error) {
-	c, err := config.Load(f.file)
+func (f *configFlags) load() (config.Config, error) { return f.loadFor("") }
+
+// loadFor is load for a node with that choice of NVIDIA's files, see config.ChoiceLabel.
+func (f *configFlags) loadFor(choice string) (config.Config, error) {
+	c, err := config.LoadFor(f.file, choice)
 	if err != nil {
 		return c, usageError{err}
 	}

@@ -33,7 +33,7 @@ func runCommand() *cobra.Command {
 			build := func(c config.Config) (*agent, error) {
 				return newAgent(c, flags.file, newLog(c.Log, cmd.ErrOrStderr()))
 			}
-			return runAgent(cmd.Context(), c, flags.load, build)
+			return runAgent(cmd.Context(), c, flags.loadFor, build)
 		},
 	}
 	flags.add(cmd)
@@ -52,11 +52,14 @@ func newLog(c config.Log, w io.Writer) *slog.Logger {
 
 // runAgent runs the agent, and another one in its place when an edit of the file asks for more than other
 // models.
-func runAgent(ctx context.Context, c config.Config, load func() (config.Config, error), build func(config.Config) (*agent, error)) error {
+func runAgent(ctx context.Context, c config.Config, load func(choice string) (config.Config, error), build func(config.Config) (*agent, error)) error {
 	a, err := build(c)
 	for err == nil && ctx.Err() == nil {
 		for _, note := range a.config.Notes {
 			a.log.Info("configuration", "note", note)
+		}
+		if err := a.firstChoice(ctx, load); err != nil {
+			a.log.Error("not the configuration that the node's label asks for", "error", err)
 		}
 		a, err = a.runEdition(ctx, func() (*agent, error) { return a.edited(load, build) })
 	}
@@ -66,7 +69,7 @@ func runAgent(ctx context.Context, c config.Config, load func() (config.Config, 
 // runEdition runs the agent until ctx is done or an edit asks for another one, which it returns. edited takes
 // an edit over; it returns nil where this agent goes on.
 func (a *agent) runEdition(ctx context.Context, edited func() (*agent, error)) (*agent, error) {
-	edits, err := watchFiles(a.log, a.file, a.config.DevicePlugin.NVIDIAConfig)
+	edits, err := watchFiles(a.log, a.file, a.config.DevicePlugin.NVIDIAConfig, a.config.DevicePlugin.NVIDIAConfigDir)
 	if err != nil {
 		return nil, err
 	}
@@ -76,11 +79,13 @@ func (a *agent) runEdition(ctx context.Context, edited func() (*agent, error)) (
 	ended := make(chan error, 1)
 	go func() { ended <- a.run(ctx) }()
 	for look := true; ; look = false {
+		_, chosen := a.choice.Watch()
 		if !look { // the first look is at what was edited before the watch began
 			select {
 			case err := <-ended:
 				return nil, err
 			case <-edits.changed:
+			case <-chosen:
 			}
 		}
 		next, err := edited()
@@ -98,13 +103,18 @@ func (a *agent) runEdition(ctx context.Context, edited func() (*agent, error)) (
 
 // edited takes over an edit of the files, or builds the agent that it asks for. An edit that cannot be read
 // or built changes nothing.
-func (a *agent) edited(load func() (config.Config, error), build func(config.Config) (*agent, error)) (*agent, error) {
-	c, err := load()
+func (a *agent) edited(load func(choice string) (config.Config, error), build func(config.Config) (*agent, error)) (*agent, error) {
+	choice := a.choice.Get()
+	c, err := load(choice)
 	if err != nil {
 		return nil, err
 	}
 	if !sameParts(a.config, c) {
-		return build(c)
+		next, err := build(c)
+		if err == nil {
+			next.choice.Set(choice)
+		}
+		return next, err
 	}
 	if err := a.offer(c); err != nil {
 		return nil, err
@@ -121,7 +131,7 @@ func sameParts(a, b config.Config) bool {
 		p := c.DevicePlugin
 		// The rest of it is policy. CDI specs are written for the other devices that there are.
 		c.DevicePlugin = config.DevicePlugin{
-			KubeletDir: p.KubeletDir, NVIDIAConfig: p.NVIDIAConfig, GDS: p.GDS, MOFED: p.MOFED, GDRCopy: p.GDRCopy, IMEX: p.IMEX,
+			KubeletDir: p.KubeletDir, NVIDIAConfig: p.NVIDIAConfig, NVIDIAConfigDir: p.NVIDIAConfigDir, GDS: p.GDS, MOFED: p.MOFED, GDRCopy: p.GDRCopy, IMEX: p.IMEX,
 			MPSBinDir: p.MPSBinDir,
 		}
 		if p.Sharing.MPS != nil {
@@ -139,7 +149,7 @@ type fileWatch struct {
 	ended   chan struct{}
 }
 
-// watchFiles watches the paths; "" is never edited.
+// watchFiles watches files, and folders of files; "" is never edited.
 func watchFiles(log *slog.Logger, paths ...string) (*fileWatch, error) {
 	w := &fileWatch{changed: make(chan struct{}, 1), ended: make(chan struct{})}
 	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "" })
@@ -152,10 +162,14 @@ func watchFiles(log *slog.Logger, paths ...string) (*fileWatch, error) {
 		return nil, fmt.Errorf("watch %s: %w", paths[0], err)
 	}
 	for _, path := range paths {
-		// The folder, not the file: an edit may replace either the file or the symlink that leads to it.
-		if err := w.watcher.Add(filepath.Dir(path)); err != nil {
+		folder := path
+		if info, err := os.Stat(path); err != nil || !info.IsDir() {
+			// The folder, not the file: an edit may replace either the file or the symlink that leads to it.
+			folder = filepath.Dir(path)
+		}
+		if err := w.watcher.Add(folder); err != nil {
 			_ = w.watcher.Close()
-			return nil, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
+			return nil, fmt.Errorf("watch %s: %w", folder, err)
 		}
 	}
 	go w.run(paths, log)
@@ -189,9 +203,21 @@ func (w *fileWatch) run(paths []string, log *slog.Logger) {
 	}
 }
 
+// readAll reads files; of a folder, those in it.
 func readAll(paths []string) ([]string, error) {
 	var contents []string
 	for _, path := range paths {
+		if names, err := config.Choices(path); err == nil {
+			for i := range names {
+				names[i] = filepath.Join(path, names[i])
+			}
+			inside, err := readAll(names)
+			if err != nil {
+				return nil, err
+			}
+			contents = slices.Concat(contents, names, inside)
+			continue
+		}
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err

@@ -265,8 +265,11 @@ func Default() Config {
 }
 
 // Load reads and checks the file at path, and NVIDIA's file where it names one; "" is the configuration
-// without a file.
-func Load(path string) (Config, error) {
+// without a file. Of a folder of NVIDIA's files it takes what holds for a node without the label.
+func Load(path string) (Config, error) { return LoadFor(path, "") }
+
+// LoadFor is Load for a node whose label ChoiceLabel has the given value; "" is a node without it.
+func LoadFor(path, choice string) (Config, error) {
 	if path == "" {
 		c := Default()
 		return c, c.finish()
@@ -276,13 +279,22 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
 	c, err := Parse(path, data)
-	if err != nil || c.DevicePlugin.NVIDIAConfig == "" {
+	if err != nil {
 		return c, err
 	}
-	if data, err = os.ReadFile(c.DevicePlugin.NVIDIAConfig); err != nil {
+	theirs := c.DevicePlugin.NVIDIAConfig
+	if dir := c.DevicePlugin.NVIDIAConfigDir; dir != "" {
+		if theirs, err = choose(dir, choice); err != nil {
+			return Config{}, fmt.Errorf("%s: devicePlugin.nvidiaConfigDir: %w", path, err)
+		}
+	}
+	if theirs == "" {
+		return c, nil
+	}
+	if data, err = os.ReadFile(theirs); err != nil {
 		return Config{}, fmt.Errorf("%s: devicePlugin.nvidiaConfig: %w", path, err)
 	}
-	return c.WithNVIDIA(c.DevicePlugin.NVIDIAConfig, data)
+	return c.WithNVIDIA(theirs, data)
 }
 
 // Parse checks the content of a file, which may also be NVIDIA's. The error is an Errors with everything

@@ -14,6 +14,7 @@ import (
 // DevicePlugin is what the kubelet is offered.
 type DevicePlugin struct {
 	NVIDIAConfig        string    `yaml:"nvidiaConfig"`
+	NVIDIAConfigDir     string    `yaml:"nvidiaConfigDir"`
 	Resource            string    `yaml:"resource"`
 	Resources           Resources `yaml:"resources"`
 	Include             []string  `yaml:"include"`
@@ -169,6 +170,7 @@ func (c *Config) checkPlugin(f *file) {
 	if c.DevicePlugin.NVIDIAConfig != "" {
 		f.absolute("devicePlugin.nvidiaConfig", c.DevicePlugin.NVIDIAConfig)
 	}
+	c.checkChoice(f)
 	f.absolute("devicePlugin.mpsBinDir", c.DevicePlugin.MPSBinDir)
 	f.absolute("devicePlugin.kubeletDir", c.DevicePlugin.KubeletDir)
 }

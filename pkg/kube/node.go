@@ -74,6 +74,16 @@ func (n *Node) read(ctx context.Context) (*metav1.PartialObjectMetadata, error) 
 	return node, n.explain(err)
 }
 
+// Label is the value of one of the Node's labels; "" is that it has none.
+func (n *Node) Label(ctx context.Context, key string) (string, error) {
+	// From the API server's cache: every node asks again and again.
+	node, err := n.client.Get(ctx, n.name, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil {
+		return "", n.explain(err)
+	}
+	return node.Labels[key], nil
+}
+
 // explain names the Node in what the API server says of it.
 func (n *Node) explain(err error) error {
 	if apierrors.IsNotFound(err) {

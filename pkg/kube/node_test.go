@@ -228,6 +228,21 @@ func TestLabelsAreServerSideApplied(t *testing.T) {
 	require.Empty(t, s.recorded()[2].labels())
 }
 
+func TestALabelIsRead(t *testing.T) {
+	s := newAPIServer(t)
+	s.node.Labels = map[string]string{"nvidia.com/device-plugin.config": "a100"}
+	n, _ := newTestNode(t, s, "n1")
+	value, err := n.Label(t.Context(), "nvidia.com/device-plugin.config")
+	require.NoError(t, err)
+	require.Equal(t, "a100", value)
+	value, err = n.Label(t.Context(), "other")
+	require.NoError(t, err)
+	require.Empty(t, value)
+	s.reset(func() { s.fail = http.StatusForbidden })
+	_, err = n.Label(t.Context(), "other")
+	require.ErrorContains(t, err, "read node n1: nodes is forbidden")
+}
+
 func TestLabelsOfNFDAreLeftAlone(t *testing.T) {
 	for _, annotation := range []string{nfdLabels, "gpu.nfd.node.kubernetes.io/feature-labels"} {
 		t.Run(annotation, func(t *testing.T) {

@@ -26,6 +26,8 @@ type deployment struct {
 	driver   *driver
 	model    string // name of a model in bucket models, or none
 	replicas int    // of each GPU; 0 is whole GPUs
+
+	choices map[string]int // replicas by the name of one of NVIDIA's files, for the node's label to choose from
 }
 
 // deploy applies the DaemonSet and waits until it is ready. It goes, with its namespace, when t ends.
@@ -46,6 +48,11 @@ func (n *node) deploy(t *testing.T, d deployment) {
 	}
 	write("daemonset.yaml", string(shipped))
 	write("config.yaml", d.config())
+	files := []string{}
+	for name, replicas := range d.choices {
+		write(name, fmt.Sprintf("version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: %d}]}}\n", replicas))
+		files = append(files, name)
+	}
 	write("credentials", fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", s3Access, s3Secret))
 	write("patch.yaml", fmt.Sprintf(`
 apiVersion: apps/v1
@@ -62,17 +69,21 @@ spec:
         volumeMounts:
         - {name: driver, mountPath: /driver, readOnly: true}
         - {name: s3, mountPath: /etc/s3, readOnly: true}
+        - {name: choices, mountPath: /etc/choices, readOnly: true}
       volumes:
+      - {name: choices, configMap: {name: choices}}
       - {name: driver, hostPath: {path: %s, type: Directory}}
       - {name: s3, secret: {secretName: s3}}
 `, agentImage, d.driver.dir))
-	write("kustomization.yaml", `
+	write("kustomization.yaml", fmt.Sprintf(`
 resources: [daemonset.yaml]
 patches: [{path: patch.yaml}]
-configMapGenerator: [{name: gpu-agent, namespace: gpu-agent, behavior: replace, files: [config.yaml]}]
+configMapGenerator:
+- {name: gpu-agent, namespace: gpu-agent, behavior: replace, files: [config.yaml]}
+- {name: choices, namespace: gpu-agent, files: [%s]}
 secretGenerator: [{name: s3, namespace: gpu-agent, files: [credentials]}]
 generatorOptions: {disableNameSuffixHash: true}
-`)
+`, strings.Join(files, ", ")))
 	t.Cleanup(func() {
 		if t.Failed() {
 			n.explain(t)
@@ -94,17 +105,21 @@ func (d deployment) config() string {
 	if d.replicas > 0 {
 		sharing = fmt.Sprintf("{resources: [{name: nvidia.com/gpu, replicas: %d}]}", d.replicas)
 	}
+	choices := ""
+	if len(d.choices) > 0 {
+		choices = "/etc/choices"
+	}
 	return fmt.Sprintf(`
 apiVersion: gpu-agent.dev/v1alpha1
 kind: Config
 nvml: {library: /driver/libnvidia-ml.so.1, interval: 1s, deadline: 2s}
-devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}}
+devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}, nvidiaConfigDir: "%s"}
 podResources: {interval: 1s}
 cache:
   limit: 1Gi
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, sharing, models, s3Endpoint)
+`, d.strategy, sharing, choices, models, s3Endpoint)
 }
 
 // edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 // file that says what it answers.
 type driver struct {
 	dir  string
+	id   string // eight hexadecimal digits in the UUIDs of its GPUs
 	gpus int
 	lost map[int]bool
 	xids []string // lines of the file
@@ -23,18 +25,19 @@ type driver struct {
 
 func newDriver(t *testing.T, gpus int) *driver {
 	t.Helper()
-	d := &driver{dir: t.TempDir(), gpus: gpus, lost: map[int]bool{}}
+	d := &driver{dir: t.TempDir(), id: fmt.Sprintf("%08x", rand.Uint32()), gpus: gpus, lost: map[int]bool{}}
 	out, err := exec.Command("../fakenvml/build.sh", filepath.Join(d.dir, "libnvidia-ml.so.1")).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	d.write(t)
 	return d
 }
 
-// uuids are of our own making, so that what a pod sees cannot be a default of some library.
+// uuids are of our own making, so that what a pod sees cannot be a default of some library, and new each
+// time: the agent remembers which GPUs of the node were unhealthy.
 func (d *driver) uuids() []string {
 	var all []string
 	for i := range d.gpus {
-		all = append(all, fmt.Sprintf("GPU-e2e00000-0000-4000-8000-%012x", i))
+		all = append(all, fmt.Sprintf("GPU-%s-0000-4000-8000-%012x", d.id, i))
 	}
 	return all
 }

@@ -111,4 +111,11 @@ func TestHealthUnderSharing(t *testing.T) {
 	d.xid(t, second, 109) // the catalogue: reset the GPU
 	k.has(t, replicas, others(sick, second)...)
 	n.condition(t, "False", "XID", "2 of 4 GPUs are healthy")
+
+	// A restart is no evidence that anything was healed.
+	n.kubectl(t, "-n", "gpu-agent", "delete", "pod", "-l", "app.kubernetes.io/name=gpu-agent", "--wait")
+	n.kubectl(t, "-n", "gpu-agent", "rollout", "status", "daemonset/gpu-agent", "--timeout=60s")
+	k.has(t, replicas, others(sick, second)...)
+	n.offers(t, "8", 30*time.Second)
+	n.condition(t, "False", "XID", "2 of 4 GPUs are healthy")
 }

@@ -107,3 +107,44 @@ func TestAnEditOfTheSharingKeepsPods(t *testing.T) {
 	require.Equal(t, agent[0].Metadata.UID, n.agents(t)[0].Metadata.UID)
 	require.Zero(t, n.agents(t)[0].Status.ContainerStatuses[0].RestartCount)
 }
+
+// TestTheNodesLabelChoosesTheSharing goes from one of NVIDIA's files to another by the node's label, under a
+// running pod.
+func TestTheNodesLabelChoosesTheSharing(t *testing.T) {
+	n := needNode(t)
+	const label = "nvidia.com/device-plugin.config"
+	unlabel := func() { n.kubectl(t, "label", "node", nodeName, label+"-") }
+	unlabel()
+	t.Cleanup(unlabel)
+	d := newDriver(t, 2)
+	n.deploy(t, deployment{strategy: "envvar", driver: d, choices: map[string]int{"default": 2, "many": 4}})
+	k := n.kubelet(t)
+	k.has(t, 2, d.uuids()...)
+	n.apply(t, gpuPod("sharer", "NVIDIA-H100-80GB-HBM3-SHARED", ""))
+	pod := n.runs(t, "sharer", 60*time.Second)
+
+	gaps := k.gaps(t, 4)
+	n.kubectl(t, "label", "node", nodeName, label+"=many")
+	eventually(t, 30*time.Second, "the label is in force", func() error {
+		devices, err := k.devices(t.Context())
+		if err == nil && len(devices) != 8 {
+			err = errDevices(devices)
+		}
+		return err
+	})
+	reduced, _ := gaps()
+	require.Zero(t, reduced, "capacity was reduced")
+
+	n.kubectl(t, "label", "--overwrite", "node", nodeName, label+"=missing")
+	eventually(t, 30*time.Second, "the agent says that there is no such file", func() error {
+		out, err := n.try("", "kubectl", "-n", "gpu-agent", "exec", "daemonset/gpu-agent", "--", "/usr/bin/gpu-agent", "status")
+		return says(out, err, "is missing, and there is no such file", "it has default, many")
+	})
+	k.has(t, 4, d.uuids()...)
+	unlabel()
+	k.has(t, 2, d.uuids()...)
+	now, err := object[podObject](n, "pod", "sharer")
+	require.NoError(t, err)
+	require.Equal(t, pod.Status.ContainerStatuses[0].ContainerID, now.Status.ContainerStatuses[0].ContainerID, "the running pod was touched")
+	require.True(t, now.Status.ContainerStatuses[0].Ready)
+}
