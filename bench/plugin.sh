@@ -14,7 +14,7 @@ gpus=${GPUS:-8}
 work=$(mktemp -d "${TMPDIR:-/tmp}/bench-plugin.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/kubelet"
-go build -trimpath -ldflags '-s -w' -o "$work/gpu-agent" ./cmd/gpu-agent
+go build -trimpath -tags grpcnotrace -ldflags '-s -w' -o "$work/gpu-agent" ./cmd/gpu-agent
 go build -o "$work/bench" ./bench/plugin
 test/fakenvml/build.sh "$work/libnvidia-ml.so.1"
 cat >"$work/config.yaml" <<EOF
