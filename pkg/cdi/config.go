@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -44,6 +45,12 @@ var hooks = []string{ // read-only
 	"/usr/local/nvidia/toolkit/nvidia-cdi-hook", "/usr/local/nvidia/toolkit/nvidia-ctk",
 }
 
+// hookNames are the hooks that nvcdi 1.20 writes into specs; it ignores names that it does not know.
+var hookNames = []string{ // read-only
+	"apply-cuda-memory-limits", "create-symlinks", "disable-device-node-modification",
+	"enable-cuda-compat", "update-application-profile", "update-ldcache",
+}
+
 // finished is cfg with its defaults; its errors are for the administrator.
 func (c Config) finished() (Config, error) {
 	c.Dir = cmp.Or(c.Dir, "/var/run/cdi")
@@ -66,6 +73,11 @@ func (c Config) finished() (Config, error) {
 	for _, class := range c.Classes {
 		if !slices.Contains([]string{ClassGDS, ClassMOFED, ClassGDRCopy}, class) {
 			return c, fmt.Errorf("class %q: want %s, %s or %s", class, ClassGDS, ClassMOFED, ClassGDRCopy)
+		}
+	}
+	for _, name := range c.DisabledHooks {
+		if !slices.Contains(hookNames, name) {
+			return c, fmt.Errorf("disabledHooks: %q: want some of %s", name, strings.Join(hookNames, ", "))
 		}
 	}
 	if c.Generator == nil {

@@ -146,9 +146,7 @@ func (w *Writer) made(digest string) bool {
 
 // generate writes all specs.
 func (w *Writer) generate(ctx context.Context, now want) (failed map[string]string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.Deadline)
-	defer cancel()
-	result, err := w.cfg.Generator.Generate(ctx, now.Request)
+	result, err := w.ask(ctx, now)
 	if err != nil {
 		return nil, fmt.Errorf("generate CDI specs: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ type twin struct {
 	asked  []cdi.Request
 	failed map[string]string
 	err    error
+	crash  string // a unit that ends the child
 }
 
 func (g *twin) Generate(_ context.Context, q cdi.Request) (cdi.Result, error) {
@@ -35,6 +37,9 @@ func (g *twin) Generate(_ context.Context, q cdi.Request) (cdi.Result, error) {
 	g.asked = append(g.asked, q)
 	if g.err != nil {
 		return cdi.Result{}, g.err
+	}
+	if slices.Contains(q.Units, g.crash) {
+		return cdi.Result{}, errors.New("symbol lookup error: nvmlFoo")
 	}
 	device := func(name, node string) cdispecs.Device {
 		return cdispecs.Device{Name: name, ContainerEdits: cdispecs.ContainerEdits{DeviceNodes: []*cdispecs.DeviceNode{{Path: node, Major: 195, Type: "c"}}}}
@@ -248,6 +253,19 @@ func TestOneGPUThatCannotBeDescribedHoldsBackItselfAlone(t *testing.T) {
 	})
 }
 
+func TestAGPUThatEndsTheChildHoldsBackItselfAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.Classes = []string{cdi.ClassGDS}
+		n.twin.crash = "GPU-b"
+		n.snapshots.Set(snapshot("550.163.01", "GPU-a", "GPU-b", "GPU-c"))
+		w := n.run(t)
+		require.Equal(t, map[gpu.UUID]string{"GPU-b": "no CDI device for GPU-b: symbol lookup error: nvmlFoo"}, w.Missing(n.snapshots.Get()))
+		require.Equal(t, []string{cdi.Vendor + "/gds=all", kind + "GPU-a", kind + "GPU-c"}, n.devices(t))
+		require.Equal(t, 1+4, n.twin.calls(), "all at once, then each GPU and the rest")
+	})
+}
+
 func TestAnAddOnThatIsNotThereHoldsBackEveryGPU(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
@@ -274,10 +292,10 @@ func TestAFailureIsTriedAgainWithBackoffAndLeavesTheFiles(t *testing.T) {
 			n.snapshots.Set(snapshot("570.1", "GPU-a", "GPU-b"))
 		}
 		calls := n.twin.calls()
-		require.InDelta(t, 8+11, calls, 3, "1 s, 2 s, … then every 5 min, however often a snapshot comes")
+		require.InDelta(t, 3*(8+11), calls, 9, "1 s, 2 s, … then every 5 min, however often a snapshot comes")
 		n.snapshots.Set(snapshot("570.1", "GPU-a", "GPU-b", "GPU-c"))
 		synctest.Wait()
-		require.Equal(t, calls+1, n.twin.calls(), "other hardware is another matter, and is tried at once")
+		require.Equal(t, calls+4, n.twin.calls(), "other hardware is another matter, and is tried at once")
 
 		n.twin.set(nil, nil)
 		time.Sleep(5 * time.Minute)
@@ -367,6 +385,9 @@ func TestBadConfigIsOneClearLine(t *testing.T) {
 	for want, breaks := range map[string]func(*cdi.Config){
 		`path "cdi": want an absolute path`:       func(c *cdi.Config) { c.Dir = "cdi" },
 		`class "gdr": want gds, mofed or gdrcopy`: func(c *cdi.Config) { c.Classes = []string{"gdr"} },
+		`disabledHooks: "ldcache": want some of apply-cuda-memory-limits, create-symlinks, disable-device-node-modification, enable-cuda-compat, update-application-profile, update-ldcache`: func(c *cdi.Config) {
+			c.DisabledHooks = []string{"ldcache"}
+		},
 		`devRoot "/" is not driverRoot "/run/nvidia/driver": want devRootMount too, where it is mounted here`: func(c *cdi.Config) { c.DriverRoot, c.DevRoot = "/run/nvidia/driver", "/" },
 	} {
 		c := good
