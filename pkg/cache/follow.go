@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -64,7 +63,7 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 			err = f.save(s, func() (journal, error) { return saved, nil })
 		} else {
 			var n int64
-			n, err = io.CopyBuffer(struct{ io.Writer }{s.hash}, io.NewSectionReader(s.data, from, end-from), buf)
+			n, err = io.CopyBuffer(s.hashes(), io.NewSectionReader(s.data, from, end-from), buf)
 			if err == nil && n != end-from {
 				err = io.ErrUnexpectedEOF
 			}
@@ -72,7 +71,7 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		f.mu.Lock()
 		if err != nil {
 			if !save {
-				s.hash, s.hashed = sha256.New(), 0 // it may hold a part of what was read
+				s.unhash() // it may hold a part of what was read
 			}
 			return ours(fmt.Errorf("%s: %w", s.path, err))
 		}
@@ -82,10 +81,29 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 	}
 }
 
+// hashes is what the content is written to. It hides all but Write, so that the caller's buffer is used.
+func (s *slot) hashes() io.Writer {
+	if s.check == nil {
+		return struct{ io.Writer }{s.hash}
+	}
+	return io.MultiWriter(s.hash, s.check)
+}
+
+// wrong says what is wrong with the content of s, all of which is hashed to sum; "" where nothing is.
+func (s *slot) wrong(sum model.Digest) string {
+	switch {
+	case s.file.Digest != "" && sum != s.file.Digest:
+		return fmt.Sprintf("the origin sent sha256 %s instead of %s: mend the file there or the digest", sum, s.file.Digest)
+	case s.check != nil && !s.file.Check.Matches(s.check):
+		return fmt.Sprintf("what the origin sent is not of %s, as it says it is: mend the file there", s.file.Check)
+	}
+	return ""
+}
+
 // complete verifies a slot whose bytes are all hashed.
 func (f *fetcher) complete(s *slot) error {
 	sum := model.Digest(hex.EncodeToString(s.hash.Sum(nil)))
-	if s.file.Digest != "" && sum != s.file.Digest {
+	if text := s.wrong(sum); text != "" {
 		f.mu.Lock()
 		f.got.Add(-s.bytes())
 		s.reset()
@@ -93,8 +111,7 @@ func (f *fetcher) complete(s *slot) error {
 		s.data = nil
 		f.open--
 		f.mu.Unlock()
-		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true,
-			Text: fmt.Sprintf("the origin sent sha256 %s instead of %s: mend the file there or the digest", sum, s.file.Digest)},
+		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true, Text: text},
 			f.disk.Remove(s.journal()), f.disk.Remove(s.path))
 	}
 	if err := f.sync(s); err != nil {

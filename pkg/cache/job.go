@@ -46,7 +46,8 @@ type slot struct {
 
 	have   []int64 // bytes of each range that are written, from its start
 	hash   hash.Hash
-	hashed int64        // bytes from the start that are in hash
+	check  hash.Hash    // of file.Check; nil where there is none
+	hashed int64        // bytes from the start that are in hash and check
 	sum    model.Digest // once complete and verified
 	linked bool         // was here as a blob
 
@@ -72,8 +73,15 @@ func newSlot(path string, f model.File, step int64) *slot {
 // reset forgets all content.
 func (s *slot) reset() {
 	n := int((s.file.Size + s.step - 1) / s.step)
-	s.have, s.claimed, s.hash, s.hashed, s.sum = make([]int64, n), nil, sha256.New(), 0, ""
+	s.have, s.claimed, s.sum = make([]int64, n), nil, ""
 	s.unsaved, s.due = 0, false
+	s.unhash()
+}
+
+// unhash forgets what was hashed, so that hashing begins at the start again.
+func (s *slot) unhash() {
+	s.hash, s.hashed = sha256.New(), 0
+	s.check, _ = s.file.Check.Hash(s.file.Size) // checkManifest has seen that there is one
 }
 
 func (s *slot) journal() string { return s.path + ".json" }
@@ -209,8 +217,12 @@ func (s *slot) restore(saved journal) bool {
 	if s.hashed > s.contiguous() {
 		return false
 	}
-	h, ok := s.hash.(encoding.BinaryUnmarshaler)
-	return ok && h.UnmarshalBinary(saved.Hash) == nil
+	return restoreHash(s.hash, saved.Hash) && (s.check == nil || restoreHash(s.check, saved.Check))
+}
+
+func restoreHash(h hash.Hash, state []byte) bool {
+	u, ok := h.(encoding.BinaryUnmarshaler)
+	return ok && u.UnmarshalBinary(state) == nil
 }
 
 // contiguous is how many bytes from the start are written.
@@ -236,13 +248,19 @@ func (s *slot) record() (journal, error) {
 			saved.Parts[i] = n
 		}
 	}
-	h, ok := s.hash.(encoding.BinaryMarshaler)
-	if !ok {
-		return saved, fmt.Errorf("%T cannot be saved", s.hash)
-	}
 	var err error
-	saved.Hash, err = h.MarshalBinary()
+	if saved.Hash, err = saveHash(s.hash); err == nil && s.check != nil {
+		saved.Check, err = saveHash(s.check)
+	}
 	return saved, err
+}
+
+func saveHash(h hash.Hash) ([]byte, error) {
+	m, ok := h.(encoding.BinaryMarshaler)
+	if !ok {
+		return nil, fmt.Errorf("%T cannot be saved", h)
+	}
+	return m.MarshalBinary()
 }
 
 // prepare returns the job that brings e to m: the one that was interrupted, if it is for the same

@@ -42,6 +42,7 @@ type journal struct {
 	Parts  map[int]int64 `json:"parts,omitempty"`
 	Hashed int64         `json:"hashed,omitempty"` // bytes from the start that are in Hash
 	Hash   []byte        `json:"hash,omitempty"`   // state of the sha256
+	Check  []byte        `json:"check,omitempty"`  // state of the hash of the origin's own checksum
 	// Sum is the digest of the whole file, set once it is complete and verified.
 	Sum model.Digest `json:"sum,omitempty"`
 	// Linked says that the content was here already, as a blob.
@@ -118,6 +119,9 @@ func checkManifest(ref model.Ref, m model.Manifest) (model.Manifest, error) {
 				return bad("BadDigest", "file %q: %v", f.Path, err)
 			}
 			m.Files[i].Digest = d
+		}
+		if _, err := f.Check.Hash(f.Size); err != nil {
+			return bad("BadDigest", "file %q: %v", f.Path, err)
 		}
 	}
 	for p := range taken {

@@ -17,8 +17,8 @@ const SumsName = "SHA256SUMS"
 // MaxSums bounds what is read of a SHA256SUMS file, in bytes: room for about ten thousand files.
 const MaxSums = 1 << 20
 
-// NewManifest sorts files and names their revision: a hash over each path, size and digest, or version
-// where the origin gives no digest. It takes ownership of files. It refuses paths that CheckPath refuses,
+// NewManifest sorts files and names their revision: a hash over each path, size and digest, or checksum
+// or version where the origin gives no digest. It takes ownership of files. It refuses paths that CheckPath refuses,
 // doubles, and a file whose path is another's directory, which object stores allow and disks do not.
 func NewManifest(files []File) (Manifest, error) {
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
@@ -40,6 +40,9 @@ func NewManifest(files []File) (Manifest, error) {
 			}
 		}
 		content := string(f.Digest)
+		if content == "" {
+			content = string(f.Check)
+		}
 		if content == "" {
 			content = f.Version
 		}

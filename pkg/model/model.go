@@ -108,6 +108,8 @@ type File struct {
 	Path   string // slash-separated and relative; see CheckPath
 	Size   int64  // bytes
 	Digest Digest // "" where the origin names none: then it is recorded on first download
+	// Check is verified beside the sha256, for origins that name another checksum; "" where there is none.
+	Check Checksum `json:",omitempty"`
 	// Version pins the content while it is read: an ETag, an object version. Opaque to all but its source.
 	Version string
 	// Key is where the source finds the file. Opaque to all but its source; never a secret.

@@ -1,0 +1,48 @@
+package model
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"regexp"
+	"strings"
+)
+
+// Checksum is what an origin says of content whose sha256 it does not name, as "<kind>:<hexadecimal>";
+// "" where it says nothing. The one kind is git-sha1, the object id of a git blob.
+type Checksum string
+
+const gitSHA1 = "git-sha1:"
+
+var sha1Form = regexp.MustCompile(`^[0-9a-f]{40}$`)
+
+// GitSHA1 is the checksum that git keeps of a file: the sha1 of "blob <size>\0" and the content.
+func GitSHA1(id string) (Checksum, error) {
+	id = strings.ToLower(id)
+	if !sha1Form.MatchString(id) {
+		return "", fmt.Errorf("git object %q: want 40 hexadecimal digits", id)
+	}
+	return Checksum(gitSHA1 + id), nil
+}
+
+// Hash is what to write the size bytes of content into; nil for "". Its state can be saved, as that of
+// crypto/sha256 can. The sha1 of git tells damage from health; against a forger it is worth what sha1 is.
+func (c Checksum) Hash(size int64) (hash.Hash, error) {
+	if c == "" {
+		return nil, nil
+	}
+	id, ok := strings.CutPrefix(string(c), gitSHA1)
+	if !ok || !sha1Form.MatchString(id) {
+		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits", string(c))
+	}
+	h := sha1.New()
+	fmt.Fprintf(h, "blob %d\x00", size)
+	return h, nil
+}
+
+// Matches says whether h, made by Hash and given all of the content, came to c.
+func (c Checksum) Matches(h hash.Hash) bool {
+	_, want, _ := strings.Cut(string(c), ":")
+	return want == hex.EncodeToString(h.Sum(nil))
+}

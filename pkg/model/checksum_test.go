@@ -1,0 +1,40 @@
+package model_test
+
+import (
+	"encoding"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+func TestAChecksumIsTheOneThatGitKeeps(t *testing.T) {
+	for content, id := range map[string]string{ // git hash-object
+		"":        "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
+		"hello\n": "CE013625030BA8DBA906F756967F9E9CA394464A",
+	} {
+		c, err := model.GitSHA1(id)
+		require.NoError(t, err)
+		require.Equal(t, "git-sha1:"+strings.ToLower(id), string(c))
+		h, err := c.Hash(int64(len(content)))
+		require.NoError(t, err)
+		require.Implements(t, (*encoding.BinaryMarshaler)(nil), h, "a download that is interrupted goes on")
+		_, _ = h.Write([]byte(content))
+		require.True(t, c.Matches(h))
+		_, _ = h.Write([]byte("x"))
+		require.False(t, c.Matches(h))
+	}
+	none, err := model.Checksum("").Hash(1)
+	require.NoError(t, err)
+	require.Nil(t, none)
+	for _, bad := range []string{"", "abc", strings.Repeat("g", 40), strings.Repeat("a", 64)} {
+		_, err := model.GitSHA1(bad)
+		require.ErrorContains(t, err, "want 40 hexadecimal digits")
+	}
+	for _, bad := range []model.Checksum{"git-sha1:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", "x"} {
+		_, err := bad.Hash(1)
+		require.ErrorContains(t, err, "want git-sha1:")
+	}
+}
