@@ -71,18 +71,21 @@ func (t *texts) UnmarshalYAML(n *yaml.Node) error {
 		*t = texts{n.Value}
 		return nil
 	}
+	if n.Kind != yaml.SequenceNode {
+		return bad(n, "want a text or a list of texts")
+	}
 	return n.Decode((*[]string)(t))
 }
 
 const nvidiaVersion = "v1"
 
-// isNVIDIA tells NVIDIA's files from ours.
+// isNVIDIA tells NVIDIA's files from ours. A file of theirs need not name its version.
 func isNVIDIA(root *yaml.Node) bool {
 	keys := map[string]bool{}
 	for i := 0; root.Kind == yaml.MappingNode && i+1 < len(root.Content); i += 2 {
 		keys[root.Content[i].Value] = true
 	}
-	return keys["version"] && !keys["apiVersion"]
+	return !keys["apiVersion"] && !keys["kind"] && (keys["version"] || keys["flags"] || keys["sharing"])
 }
 
 // WithNVIDIA is c with what the content of NVIDIA's file decides; name stands before each line of an
