@@ -53,6 +53,11 @@ func (p *Plugin) register(ctx context.Context, name string, kubelet os.FileInfo)
 		e.close()
 		return nil, err
 	}
+	// Other instances read from the socket when it was registered, see instances.
+	if now := time.Now(); os.Chtimes(e.socket, now, now) != nil {
+		p.cfg.Log.Debug("the time of the registration is not on the socket", "socket", e.socket)
+	}
+	e.file = fileAt(e.socket)
 	p.registrations++
 	p.cfg.Log.Info("registered with the kubelet", "resource", name, "socket", e.socket)
 	return e, nil

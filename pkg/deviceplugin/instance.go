@@ -29,7 +29,9 @@ func stamp(born time.Time) string {
 type instances struct {
 	born  string    // stamp of our own birth
 	newer time.Time // when a living newer one was last seen
-	older time.Time // creation of the latest socket of a living older one
+	// When a living older one has last registered. It is the time after the kubelet's answer, and is compared
+	// with the time before our own question: whoever was heard last is known, also when both asked at once.
+	older time.Time
 }
 
 // look finds the sockets of other instances. One that refuses connections is a dead one's.

@@ -214,7 +214,7 @@ func (p *Plugin) reconcile(ctx context.Context, policy resource.Policy, s *gpu.S
 func (p *Plugin) dropFaulty(kubelet os.FileInfo) {
 	for name, e := range p.endpoints {
 		why := e.fault(kubelet, time.Now())
-		if why == nil && p.others.older.After(e.file.ModTime()) {
+		if why == nil && p.others.older.After(e.since) {
 			why = errOvertaken
 		}
 		if why != nil {
