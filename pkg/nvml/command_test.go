@@ -94,6 +94,8 @@ func TestAReleaseLetsGoOfTheDriver(t *testing.T) {
 	})
 	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {
 		d.do(func() { require.Empty(t, d.opens, "a restart does not end it") })
+		require.Len(t, m.Get().Devices, 8, "the kubelet must not see them vanish")
+		require.Equal(t, gpu.Released, m.Get().Devices[3].Health.Reason)
 		require.NoError(t, m.Resume(t.Context()))
 		synctest.Wait()
 		require.Equal(t, 7, m.Get().HealthyCount())

@@ -21,6 +21,8 @@ type record struct {
 	Version       int         `json:"version"`
 	ReleasedUntil time.Time   `json:"releasedUntil,omitzero"`
 	GPUs          []gpuRecord `json:"gpus"`
+	// Devices are all GPUs while the driver is let go of: who starts then must not ask it which there are.
+	Devices []gpu.Device `json:"devices,omitempty"`
 }
 
 // gpuRecord is one GPU about which there is something to keep.
@@ -58,6 +60,9 @@ func (inv *inventory) encode() []byte {
 		r.ReleasedUntil = inv.released.until
 	}
 	for _, g := range inv.gpus {
+		if inv.released != nil {
+			r.Devices = append(r.Devices, g.device)
+		}
 		if one := g.state.record(g.device.UUID); !one.empty() {
 			r.GPUs = append(r.GPUs, one)
 		}
@@ -99,5 +104,8 @@ func (inv *inventory) recall(r record, now time.Time) {
 	}
 	if r.ReleasedUntil.After(now) {
 		inv.released = &release{until: r.ReleasedUntil}
+		for _, d := range r.Devices {
+			inv.byUUID(d)
+		}
 	}
 }
