@@ -18,6 +18,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/internal/watch"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/cdi"
 	"github.com/gpu-agent/gpu-agent/pkg/condition"
@@ -152,7 +153,14 @@ func (a *agent) buildSources() error {
 	if err != nil {
 		return usageError{fmt.Errorf("cache.sources.s3: %w", err)}
 	}
-	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket}
+	registry, err := oci.New(oci.Config{
+		CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, PlainHosts: c.OCI.PlainHosts,
+		UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
+	})
+	if err != nil {
+		return usageError{fmt.Errorf("cache.sources.oci: %w", err)}
+	}
+	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry}
 	return nil
 }
 

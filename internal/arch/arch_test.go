@@ -60,6 +60,7 @@ var home = map[string][]string{
 	"k8s.io/kubelet/pkg/apis/podresources":       {"pkg/kube"},
 	"k8s.io/client-go":                           {"pkg/kube"},
 	"github.com/aws/aws-sdk-go-v2":               {"pkg/cache/source/s3"},
+	"oras.land/oras-go/v2":                       {"pkg/cache/source/oci"},
 	"github.com/prometheus/exporter-toolkit":     {"cmd/gpu-agent"},
 	"github.com/spf13/cobra":                     {"cmd/gpu-agent"},
 }

@@ -213,6 +213,7 @@ func (c Cache) Specs() []model.Spec {
 type Sources struct {
 	HTTP SourceHTTP `yaml:"http"`
 	S3   SourceS3   `yaml:"s3"`
+	OCI  SourceOCI  `yaml:"oci"`
 }
 
 // SourceHTTP is for https:// origins.
@@ -231,6 +232,13 @@ type SourceS3 struct {
 	Anonymous       bool   `yaml:"anonymous"`
 	CredentialsFile string `yaml:"credentialsFile"`
 	CAFile          string `yaml:"caFile"`
+}
+
+// SourceOCI is for oci:// origins: registries.
+type SourceOCI struct {
+	CredentialsFile string   `yaml:"credentialsFile"`
+	CAFile          string   `yaml:"caFile"`
+	PlainHosts      []string `yaml:"plainHosts"`
 }
 
 // Default is the configuration without a file.
@@ -259,7 +267,7 @@ func Default() Config {
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Models: []Model{},
-			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}},
+			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}}},
 		},
 	}
 }
@@ -392,7 +400,7 @@ func (s Simulation) check(f *file) {
 }
 
 // Schemes are the sources that there are. A table: nobody changes it.
-var Schemes = []string{"https", "http", "s3"}
+var Schemes = []string{"https", "http", "s3", "oci"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)

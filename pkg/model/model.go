@@ -29,8 +29,8 @@ func ParseDigest(s string) (Digest, error) {
 // Ref names where a model comes from, such as "s3://bucket/prefix" or
 // "https://host/model.safetensors#sha256=…". It never carries credentials.
 type Ref struct {
-	Scheme string // "https", "http", "s3"
-	Host   string // host[:port], or the bucket
+	Scheme string // "https", "http", "s3", "oci"
+	Host   string // host[:port], the registry, or the bucket
 	Path   string // with its leading slash; "" allowed
 	Query  string // without "?"
 	Digest Digest // of the one file, from the fragment; "" where none was given

@@ -1,0 +1,242 @@
+// Package oci reads models that registries hold as OCI artifacts: one layer a file.
+//
+// A layer is named by its sha256, so what is read cannot change, and a file needs no other pin. Requests
+// are HTTP/1.1 on purpose: HTTP/2 would put all parallel ranges on one TCP connection.
+package oci
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/credentials"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Config is how registries are reached. The zero value is usable: https with the system's trust, no credentials.
+type Config struct {
+	CredentialsFile string   // in the form of ~/.docker/config.json, read anew for each login; "" for none
+	CAFile          string   // PEM certificates to trust beside the system's; "" for none
+	PlainHosts      []string // host[:port] spoken to without TLS, and so without credentials; this machine always is
+	UserAgent       string   // "" means gpu-agent
+	Streams         int      // idle connections kept per host; 0 means 64
+}
+
+// maxRedirects is how many redirects one request follows.
+const maxRedirects = 5
+
+// Source reads scheme oci. Safe for concurrent use.
+type Source struct {
+	client *auth.Client
+	idle   *http.Transport
+	plain  map[string]bool
+}
+
+// New checks the configuration and the files it names. It opens no connection.
+func New(c Config) (*Source, error) {
+	trust, err := roots(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("oci source: %w", err)
+	}
+	if c.UserAgent == "" {
+		c.UserAgent = "gpu-agent"
+	}
+	if c.Streams <= 0 {
+		c.Streams = 64
+	}
+	s := &Source{plain: map[string]bool{}, idle: transport(trust, c.Streams)}
+	for _, h := range c.PlainHosts {
+		u, err := url.Parse("http://" + h)
+		if err != nil || h == "" || u.Host != h {
+			return nil, fmt.Errorf("oci source: host %q: want host or host:port", h)
+		}
+		s.plain[strings.ToLower(h)] = true
+	}
+	s.client = &auth.Client{
+		Client: &http.Client{Transport: guard{s}, CheckRedirect: s.redirect}, // and no retries: the fetcher retries
+		Header: http.Header{"User-Agent": {c.UserAgent}},
+		Cache:  auth.NewCache(),
+	}
+	if c.CredentialsFile == "" {
+		return s, nil
+	}
+	if _, err := readCredentials(c.CredentialsFile); err != nil {
+		return nil, fmt.Errorf("oci source: %w", err)
+	}
+	s.client.Credential = func(ctx context.Context, host string) (auth.Credential, error) {
+		store, err := readCredentials(c.CredentialsFile)
+		if err != nil {
+			return auth.EmptyCredential, &model.Error{Reason: "Credentials", Text: "registry credentials", Err: err}
+		}
+		return store.Get(ctx, credentials.ServerAddressFromHostname(host))
+	}
+	return s, nil
+}
+
+// CloseIdle closes the connections that are kept for the next request.
+func (s *Source) CloseIdle() { s.idle.CloseIdleConnections() }
+
+// readCredentials takes the logins that the file holds itself: no credential helper is run.
+func readCredentials(file string) (credentials.Store, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("credentials file: %w", err)
+	}
+	store, err := credentials.NewMemoryStoreFromDockerConfig(text)
+	if err != nil || !strings.Contains(string(text), `"auths"`) { // its own words could repeat what is in the file
+		return nil, fmt.Errorf(`credentials file %s: want a Docker config.json with {"auths": {"<registry>": {"auth": "<base64>"}}}; credential helpers are not run`, file)
+	}
+	return store, nil
+}
+
+// transport has no total timeout: the fetcher watches the progress of each body.
+func transport(trust *x509.CertPool, streams int) *http.Transport {
+	var only1 http.Protocols
+	only1.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   15 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConns:          4 * streams,
+		MaxIdleConnsPerHost:   streams,
+		DisableCompression:    true, // a range of compressed bytes is not a range of the file
+		Protocols:             &only1,
+	}
+}
+
+// roots is the system's trust with the certificates of file; nil, the system's, where file is "".
+func roots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("CA file: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("CA file %s: no PEM certificate in it", file)
+	}
+	return pool, nil
+}
+
+// guard is the last gate before the network, for requests of ours and those for tokens alike.
+type guard struct{ *Source }
+
+func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Scheme == "https" || loopback(req.URL.Hostname()) {
+		return g.idle.RoundTrip(req)
+	}
+	err := &model.Error{Reason: "PlainHTTP", Final: true}
+	switch {
+	case !g.plain[strings.ToLower(req.URL.Host)]:
+		err.Text = bare(req.URL) + ": plain http is accepted from this machine only: use https, or list the host as plain in the config"
+	case req.Header.Get("Authorization") != "" || req.Method == http.MethodPost: // a login with a refresh token is a POST
+		err.Text = bare(req.URL) + ": credentials are not sent over plain http: use https, or let everyone read there"
+	default:
+		return g.idle.RoundTrip(req)
+	}
+	if req.Body != nil {
+		req.Body.Close()
+	}
+	return nil, err
+}
+
+// redirect lets a request move to another address. The client has taken Authorization off by then where
+// the scheme, the host or the port is another.
+func (s *Source) redirect(req *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	if len(via) > maxRedirects {
+		return &model.Error{Reason: "TooManyRedirects", Final: true,
+			Text: fmt.Sprintf("%s: more than %d redirects", bare(first), maxRedirects)}
+	}
+	if first.Scheme == "https" && req.URL.Scheme != "https" {
+		return &model.Error{Reason: "PlainHTTP", Final: true,
+			Text: fmt.Sprintf("%s redirects to %s, which is not encrypted: name a registry that stays on https", bare(first), bare(req.URL))}
+	}
+	if !loopback(first.Hostname()) && loopback(req.URL.Hostname()) {
+		return &model.Error{Reason: "Refused", Final: true,
+			Text: fmt.Sprintf("%s redirects to this machine: name another registry", bare(first))}
+	}
+	req.Header.Del("Referer") // a signed query stays where it is
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// bare is u for people: no query, which may hold a signature.
+func bare(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
+
+// parse takes ref apart into registry, repository and tag or digest.
+func parse(ref model.Ref) (registry.Reference, error) {
+	bad := func(text string) (registry.Reference, error) {
+		return registry.Reference{}, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: %s", ref, text)}
+	}
+	if ref.Query != "" || ref.Digest != "" {
+		return bad("a registry takes no ? and no #: pin the content with @sha256:<64 hexadecimal digits>")
+	}
+	r, err := registry.ParseReference(ref.Host + ref.Path)
+	if err != nil || strings.HasSuffix(ref.Path, ":") {
+		return bad("want oci://registry/repository, then nothing, :tag or @sha256:<64 hexadecimal digits>; repositories are in lower case")
+	}
+	if r.Reference == "" {
+		r.Reference = "latest"
+	}
+	return r, nil
+}
+
+// request is for what of the registry, "manifests" or "blobs", in ref's repository.
+func (s *Source) request(ctx context.Context, ref registry.Reference, what, name string) (*http.Request, error) {
+	u := url.URL{Scheme: "https", Host: ref.Host(), Path: "/v2/" + ref.Repository + "/" + what + "/" + name}
+	if loopback(u.Hostname()) || s.plain[strings.ToLower(u.Host)] {
+		u.Scheme = "http"
+	}
+	ctx = auth.AppendRepositoryScope(ctx, ref, auth.ActionPull)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("oci://%s: not an address", ref)}
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	return req, nil
+}
+
+// do sends req, with a login where the registry asks for one. An answer other than 200 or 206 comes back
+// as an error.
+func (s *Source) do(req *http.Request) (*http.Response, error) {
+	resp, err := s.client.Do(req)
+	if err != nil {
+		if cause := context.Cause(req.Context()); cause != nil {
+			return nil, fmt.Errorf("%s: %w", bare(req.URL), cause)
+		}
+		return nil, sendError(req.URL, err)
+	}
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		resp.Body.Close()
+		return nil, statusError(req.URL, resp)
+	}
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		resp.Body.Close()
+		return nil, &model.Error{Reason: "Encoded", Final: true,
+			Text: fmt.Sprintf("%s: the server sends Content-Encoding %q unasked: turn compression off there", bare(req.URL), enc)}
+	}
+	return resp, nil
+}

@@ -1,0 +1,72 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Open reads length bytes of f from offset. Each range is asked of the registry, also where that only
+// redirects to a storage: an address signed for one range may be too old for the next.
+func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, length int64) (io.ReadCloser, error) {
+	if offset < 0 || length < 0 || offset > f.Size-length {
+		return nil, fmt.Errorf("open %s: %d bytes at %d are not within its %d", f.Path, length, offset, f.Size)
+	}
+	at, err := parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	if length == 0 { // no Range header can ask for nothing, and not every registry serves an empty blob
+		return http.NoBody, context.Cause(ctx)
+	}
+	req, err := s.request(ctx, at, "blobs", f.Key)
+	if err != nil {
+		return nil, err
+	}
+	whole := offset == 0 && length == f.Size
+	if !whole {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+	}
+	resp, err := s.do(req)
+	if err != nil {
+		return nil, blobError(at.ValidateReferenceAsDigest() == nil, err)
+	}
+	if err := checkAnswer(req.URL, resp, f, offset, length, whole); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp.Body, nil // net/http holds the server to its Content-Length
+}
+
+// blobError knows that a layer which a tag named may have gone with what the tag stood for.
+func blobError(pinned bool, err error) error {
+	if pinned || model.ReasonOf(err) != "NotFound" {
+		return err
+	}
+	return &model.Error{Reason: "Changed", Text: "a layer is gone since the tag was resolved", Err: err}
+}
+
+// checkAnswer lets only an answer pass that is the very range.
+func checkAnswer(u *url.URL, resp *http.Response, f model.File, offset, length int64, whole bool) error {
+	switch {
+	case resp.StatusCode == http.StatusOK && !whole:
+		return &model.Error{Reason: "RangeIgnored",
+			Text: fmt.Sprintf("%s: the registry sends the whole layer where a range is asked: check what stands between", bare(u))}
+	case resp.StatusCode == http.StatusPartialContent && whole:
+		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: asked for the whole layer, the registry sends a range", bare(u))}
+	}
+	got := resp.Header.Get("Content-Range")
+	if want := fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, f.Size); !whole && !strings.EqualFold(got, want) {
+		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: want %q, the registry answers with %q", bare(u), want, got)}
+	}
+	if resp.ContentLength != length {
+		return &model.Error{Reason: "WrongLength",
+			Text: fmt.Sprintf("%s: want %d bytes, the registry announces %d", bare(u), length, resp.ContentLength)}
+	}
+	return nil
+}

@@ -1,0 +1,232 @@
+package oci_test
+
+import (
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+func file(t *testing.T, content string) string {
+	name := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
+	return name
+}
+
+// logins is a Docker config.json with one login.
+func logins(host, user, password string) string {
+	return fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, host, base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
+}
+
+func readAll(t *testing.T, s *oci.Source, ref model.Ref, content string) (string, error) {
+	f := model.File{Path: "m", Key: sha([]byte(content)), Size: int64(len(content))}
+	body, err := s.Open(t.Context(), ref, f, 2, 3)
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	b, err := io.ReadAll(body)
+	return string(b), err
+}
+
+func TestATokenIsHadOnceAndKept(t *testing.T) {
+	t.Parallel()
+	reg, host := newRegistry(t)
+	reg.layer("application/x", "m", []byte(text))
+	var logged atomic.Int32
+	token := atomic.Pointer[string]{}
+	token.Store(new("t0ken"))
+	reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.URL.Path == "/token":
+			user, password, _ := r.BasicAuth()
+			if user != "me" || password != "sEcReT" || r.URL.Query().Get("scope") != "repository:org/m:pull" {
+				return answer(401, `{"errors":[{"code":"DENIED","message":"no sEcReT"}]}`)(w, r)
+			}
+			logged.Add(1)
+			return answer(200, fmt.Sprintf(`{"token": %q}`, *token.Load()))(w, r)
+		case r.Header.Get("Authorization") == "Bearer "+*token.Load():
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="r",scope="repository:org/m:pull"`, host))
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	ref := parse(t, "oci://"+host+"/org/m:v1")
+	config := file(t, logins(host, "me", "sEcReT"))
+	s := newSource(t, oci.Config{CredentialsFile: config})
+	for range 3 {
+		got, err := readAll(t, s, ref, text)
+		require.NoError(t, err)
+		require.Equal(t, "234", got)
+	}
+	require.EqualValues(t, 1, logged.Load())
+	token.Store(new("an0ther"))
+	_, err := readAll(t, s, ref, text)
+	require.NoError(t, err, "a token that is no longer good is replaced")
+	require.EqualValues(t, 2, logged.Load())
+
+	token.Store(new("third"))
+	require.NoError(t, os.WriteFile(config, []byte(logins(host, "me", "0ld")), 0o600))
+	_, err = readAll(t, s, ref, text)
+	require.Equal(t, "Forbidden", model.ReasonOf(err), "the file is read anew: %v", err)
+	require.True(t, model.IsFinal(err))
+	require.NotContains(t, err.Error(), "sEcReT", "a token service may repeat anything")
+	require.NoError(t, os.Remove(config))
+	_, err = readAll(t, s, ref, text)
+	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
+	require.False(t, model.IsFinal(err), "a mounted secret may come back")
+
+	_, err = readAll(t, newSource(t, oci.Config{CredentialsFile: file(t, logins("elsewhere.example", "me", "sEcReT"))}), ref, text)
+	require.Equal(t, "Forbidden", model.ReasonOf(err), "a login of another registry is not tried: %v", err)
+}
+
+func TestARegistryThatIsNeverContentIsAskedTwice(t *testing.T) {
+	t.Parallel()
+	reg, host := newRegistry(t)
+	reg.answer(answer(401, "", "WWW-Authenticate", `Basic realm="x"`))
+	s := newSource(t, oci.Config{CredentialsFile: file(t, logins(host, "me", "sEcReT"))})
+	_, err := readAll(t, s, parse(t, "oci://"+host+"/m"), text)
+	require.Equal(t, "Forbidden", model.ReasonOf(err), "%v", err)
+	require.Len(t, reg.seen, 2)
+}
+
+func TestStorageElsewhereSeesNoLogin(t *testing.T) {
+	t.Parallel()
+	storage, at := newRegistry(t)
+	storage.layer("application/x", "m", []byte(text))
+	reg, host := newRegistry(t)
+	reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+		if _, _, ok := r.BasicAuth(); !ok {
+			return answer(401, "", "WWW-Authenticate", `Basic realm="x"`)(w, r)
+		}
+		http.Redirect(w, r, "http://"+at+r.URL.Path+"?sig=SECRET", http.StatusTemporaryRedirect)
+		return true
+	})
+	s := newSource(t, oci.Config{CredentialsFile: file(t, logins(host, "me", "sEcReT"))})
+	ref := parse(t, "oci://"+host+"/m")
+	for range 2 {
+		got, err := readAll(t, s, ref, text)
+		require.NoError(t, err)
+		require.Equal(t, "234", got)
+	}
+	require.Len(t, storage.seen, 2)
+	for _, r := range storage.seen {
+		require.Empty(t, r.Header.Get("Authorization"), "the same machine on another port is another host")
+		require.Empty(t, r.Header.Get("Referer"))
+		require.Equal(t, "bytes=2-4", r.Header.Get("Range"))
+	}
+
+	storage.answer(answer(403, "", "WWW-Authenticate", `Basic realm="x"`))
+	_, err := readAll(t, s, ref, text)
+	require.Equal(t, "Refused", model.ReasonOf(err), "%v", err)
+	require.False(t, model.IsFinal(err), "the next address is signed anew")
+	require.NotContains(t, err.Error(), "SECRET")
+	storage.answer(answer(401, "", "WWW-Authenticate", `Basic realm="x"`))
+	_, err = readAll(t, s, ref, text)
+	require.Equal(t, "Refused", model.ReasonOf(err), "%v", err)
+	for _, r := range storage.seen {
+		require.Empty(t, r.Header.Get("Authorization"), "nor where it asks for one")
+	}
+}
+
+func TestPlainHTTPIsForThisMachine(t *testing.T) {
+	t.Parallel()
+	reg, host := newRegistry(t)
+	reg.layer("application/x", "m", []byte(text))
+	proxied := func(c oci.Config) *oci.Source { // plain.example is the registry
+		s := newSource(t, c)
+		oci.DialAll(s, host)
+		return s
+	}
+	ref := parse(t, "oci://plain.example/m")
+	_, err := readAll(t, proxied(oci.Config{}), ref, text)
+	require.Equal(t, "Unreachable", model.ReasonOf(err), "it is spoken to in TLS: %v", err)
+	require.Empty(t, reg.seen)
+	got, err := readAll(t, proxied(oci.Config{PlainHosts: []string{"Plain.example"}}), ref, text)
+	require.NoError(t, err)
+	require.Equal(t, "234", got)
+
+	reg.answer(answer(401, "", "WWW-Authenticate", `Basic realm="x"`))
+	s := proxied(oci.Config{PlainHosts: []string{"plain.example"}, CredentialsFile: file(t, logins("plain.example", "me", "sEcReT"))})
+	_, err = readAll(t, s, ref, text)
+	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "%v", err)
+	require.ErrorContains(t, err, "credentials are not sent over plain http")
+	require.Len(t, reg.seen, 1)
+
+	reg.answer(answer(307, "", "Location", "http://127.0.0.1:1/"))
+	_, err = readAll(t, proxied(oci.Config{PlainHosts: []string{"plain.example"}}), ref, text)
+	require.ErrorContains(t, err, "redirects to this machine")
+}
+
+func TestTLSIsVerified(t *testing.T) {
+	t.Parallel()
+	var major atomic.Int32
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		major.Store(int32(r.ProtoMajor))
+		if strings.Contains(r.URL.Path, "/down/") {
+			http.Redirect(w, r, "http://127.0.0.1:1/m", http.StatusFound)
+			return
+		}
+		if strings.Contains(r.URL.Path, "/plain/") {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://example.com/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Content-Range", "bytes 2-4/20")
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = io.WriteString(w, "234")
+	}))
+	srv.EnableHTTP2 = true
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // the handshake that must fail
+	srv.StartTLS()
+	defer srv.Close()
+	source := func(c oci.Config) *oci.Source {
+		s := newSource(t, c)
+		oci.DialAll(s, srv.Listener.Addr().String())
+		return s
+	}
+	_, err := readAll(t, source(oci.Config{}), parse(t, "oci://example.com/m"), text)
+	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
+	require.True(t, model.IsFinal(err))
+
+	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	s := source(oci.Config{CAFile: ca})
+	got, err := readAll(t, s, parse(t, "oci://example.com/m"), text)
+	require.NoError(t, err)
+	require.Equal(t, "234", got)
+	require.EqualValues(t, 1, major.Load(), "one connection a range needs HTTP/1.1")
+	_, err = readAll(t, s, parse(t, "oci://example.com/down/m"), text)
+	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "not even to this machine: %v", err)
+	_, err = readAll(t, s, parse(t, "oci://example.com/plain/m"), text)
+	require.Equal(t, "BadLogin", model.ReasonOf(err), "no login in the clear for a registry with TLS: %v", err)
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	helpers := file(t, `{"credsStore": "desktop", "x": "sEcReT"}`)
+	for want, c := range map[string]oci.Config{
+		"oci source: CA file: open /nowhere: no such file or directory":          {CAFile: "/nowhere"},
+		"oci source: CA file " + helpers + ": no PEM certificate in it":          {CAFile: helpers},
+		"oci source: credentials file: open /nowhere: no such file or directory": {CredentialsFile: "/nowhere"},
+		`oci source: host "http://a": want host or host:port`:                    {PlainHosts: []string{"http://a"}},
+		"oci source: credentials file " + helpers + `: want a Docker config.json with {"auths": {"<registry>": {"auth": "<base64>"}}}; credential helpers are not run`: {
+			CredentialsFile: helpers},
+	} {
+		_, err := oci.New(c)
+		require.EqualError(t, err, want)
+	}
+}
