@@ -13,10 +13,14 @@
 //
 //	models/by-name/<name>/            what pods mount, read-only; appears and changes in one rename
 //	store/blobs/sha256/ab/<hex>       content; its link count is its number of users, plus one
-//	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal)
+//	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal: how far
+//	                                  each range has come, and the state of the hash)
 //	store/manifests/<name>.json       what the visible directory holds; <name>+next.json while it is exchanged
 //	store/state/<name>.json           wishes, pins, last use
-//	store/lock                        held (flock) while the cache is open
+//	store/lock                        held (flock) while the cache is open; says that store/ is a cache's
+//
+// What somebody else put into models/by-name stays, counts as used, and is in the way of a model of that
+// name. Open refuses a store/ that has no lock and is not empty.
 //
 // Eviction goes by last use: opens of files are seen (see inotify for which are not) and noted within ten
 // seconds, and are durable within the hour and when Run ends.
