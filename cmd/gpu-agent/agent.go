@@ -202,6 +202,9 @@ func (a *agent) run(ctx context.Context) error {
 	if a.dra != nil {
 		g.Keep("dra", a.dra.Run)
 	}
+	if a.config.Labels.StartupTaint {
+		g.Keep("taint", a.runTaint)
+	}
 	if a.config.DevicePlugin.NVIDIAConfigDir != "" {
 		g.Keep("choice", a.runChoice)
 	}

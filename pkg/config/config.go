@@ -174,6 +174,8 @@ type Labels struct {
 	Kubeconfig string `yaml:"kubeconfig"`
 	Condition  bool   `yaml:"condition"`
 	Events     bool   `yaml:"events"`
+
+	StartupTaint bool `yaml:"startupTaint"`
 }
 
 // PodResources is where the kubelet says which pod holds which GPU.
@@ -377,6 +379,9 @@ func (c *Config) check(f *file) {
 	}
 	f.atLeast("exporter.xidHold", c.Exporter.XIDHold, 0)
 	f.oneOf("labels.sink", c.Labels.Sink, "node", "file", "none")
+	if c.Labels.StartupTaint && c.Labels.Sink != "node" {
+		f.wrong("labels.startupTaint", "want labels.sink node with it: the taint is on the Node object")
+	}
 	if (c.Labels.Sink == "file") != (c.Labels.File != "") {
 		f.wrong("labels.file", "want a path when labels.sink is file, and none otherwise")
 	}

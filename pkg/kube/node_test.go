@@ -31,6 +31,7 @@ type apiServer struct {
 	applies []apply
 	gone    bool // between GET and PATCH the node was deleted
 
+	taints     []any                     // in the node's spec
 	conditions []map[string]any          // in the node's status
 	events     map[string]map[string]any // in namespace default, by name
 	slices     map[string][]string       // names of ResourceSlices, by the version that is served
@@ -79,7 +80,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, s.node)
 	default:
 		answer(w, http.StatusOK, map[string]any{
-			"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": s.node.Name, "uid": s.node.UID},
+			"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": s.node.Name, "uid": s.node.UID, "resourceVersion": "7"},
+			"spec":   map[string]any{"taints": s.taints},
 			"status": map[string]any{"conditions": s.conditions},
 		})
 	}
@@ -129,7 +131,7 @@ func (s *apiServer) apply(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusConflict, metav1.StatusReasonConflict, "uid mismatch: the provided object specified uid uid-1, and no existing object was found")
 		return
 	}
-	if a.body["status"] != nil {
+	if a.body["status"] != nil || a.body["spec"] != nil {
 		answer(w, http.StatusOK, s.node)
 		return
 	}

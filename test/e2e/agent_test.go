@@ -114,6 +114,7 @@ apiVersion: gpu-agent.dev/v1alpha1
 kind: Config
 nvml: {library: /driver/libnvidia-ml.so.1, interval: 1s, deadline: 2s}
 devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}, nvidiaConfigDir: "%s"}
+labels: {startupTaint: true}
 podResources: {interval: 1s}
 cache:
   limit: 1Gi

@@ -21,6 +21,16 @@ func TestRights(t *testing.T) {
 	unbound := n.kubectl(t, "-n", "gpu-agent", "create", "token", "gpu-agent")
 	n.apply(t, "apiVersion: v1\nkind: Node\nmetadata: {name: other}\n")
 
+	taints := func(keys ...string) string {
+		list := []string{}
+		for _, key := range keys {
+			list = append(list, `{"key":"`+key+`","effect":"PreferNoSchedule"}`)
+		}
+		return `{"spec":{"taints":[` + strings.Join(list, ",") + `]}}`
+	}
+	n.kubectl(t, "patch", "node", nodeName, "--type=merge", "-p", taints("gpu-agent.dev/not-ready", "example.com/taint"))
+	t.Cleanup(func() { n.kubectl(t, "patch", "node", nodeName, "--type=merge", "-p", taints()) })
+
 	const strategic, merge, create = "PATCH strategic-merge-patch+json", "PATCH merge-patch+json", "POST json"
 	conditions := func(list string) string { return `{"status":{"conditions":[` + list + `]}}` }
 	event := func(kind, name string) string {
@@ -36,6 +46,10 @@ func TestRights(t *testing.T) {
 		{"a label less", merge, "/api/v1/nodes/node-1", `{"metadata":{"labels":{"example.com/a":null}}}`, token, ""},
 		{"its condition", strategic, "/api/v1/nodes/node-1/status", conditions(`{"type":"GPUsHealthy","status":"False"}`), token, ""},
 		{"an event of its node", create, events, event("Node", "node-1"), token, ""},
+
+		{"a taint more", merge, "/api/v1/nodes/node-1", taints("gpu-agent.dev/not-ready", "example.com/taint", "example.com/more"), token, "may only take off the taint"},
+		{"another's taint less", merge, "/api/v1/nodes/node-1", taints("gpu-agent.dev/not-ready"), token, "may only take off the taint"},
+		{"its taint", merge, "/api/v1/nodes/node-1", taints("example.com/taint"), token, ""},
 
 		{"a label of another", merge, "/api/v1/nodes/other", `{"metadata":{"labels":{"example.com/a":"1"}}}`, token, "may change only the Node that it runs on"},
 		{"a token of no node", merge, "/api/v1/nodes/node-1", `{"metadata":{"labels":{"example.com/a":"1"}}}`, unbound, "may change only the Node that it runs on"},
