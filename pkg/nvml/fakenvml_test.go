@@ -210,7 +210,9 @@ func TestHealthThroughTheRealLoader(t *testing.T) {
 
 	write("%sgpu 0 recovery_action=2\ngpu 1 remap_failed=1\ngpu 2 sram_exceeded=1\ngpu 3 fabric_state=2\ngpu 4 fabric_health=%d\n"+
 		"gpu 5 fabric_health=%d remap_pending=1\ngpu 6 ecc_uncorrected=3\n", head, 1<<4, 1)
-	s := await(t, m, "what is wrong", func(s *gpu.Snapshot) bool { return s.HealthyCount() == 2 })
+	s := await(t, m, "what is wrong", func(s *gpu.Snapshot) bool {
+		return s.HealthyCount() == 2 && len(s.Devices[5].Notices) == 2 // each GPU is read by itself
+	})
 	var reasons []gpu.Reason
 	for _, d := range s.Devices {
 		reasons = append(reasons, d.Health.Reason)
