@@ -58,6 +58,26 @@ func TestAnOperatorWaitsUntilTheInventoryIsKnown(t *testing.T) {
 	})
 }
 
+func TestARecordThatSomebodyElseWroteIsWrittenAgain(t *testing.T) {
+	k := newNode(t)
+	file := filepath.Join(k.cfg.Health.StateDir, recordName)
+	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+		require.NoError(t, m.Cordon(t.Context(), "GPU-2", "x"))
+		want, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, spoil := range []func() error{
+			func() error { return os.Remove(file) },
+			func() error { return os.WriteFile(file, []byte(`{"version": 1}`), 0o600) },
+		} {
+			require.NoError(t, spoil())
+			pass(lookAgain + time.Second)
+			got, err := os.ReadFile(file)
+			require.NoError(t, err)
+			require.Equal(t, string(want), string(got))
+		}
+	})
+}
+
 func TestAReleaseLetsGoOfTheDriver(t *testing.T) {
 	k := newNode(t)
 	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {

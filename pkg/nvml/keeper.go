@@ -19,6 +19,9 @@ const (
 	recordName = "health.json"
 	// writeAgain is the pause after a write that failed.
 	writeAgain = 10 * time.Second
+	// lookAgain is how often it is looked whether the file is still ours: during a rolling update the agent that
+	// leaves may write last.
+	lookAgain = time.Minute
 )
 
 // keeper writes the newest record to the disk. It does so beside the loop, which must not wait for a disk.
@@ -29,9 +32,10 @@ type keeper struct {
 	disk     durable.Disk
 	log      *slog.Logger
 
-	last   edition // owned by the loop
-	wanted watch.Value[edition]
-	done   watch.Value[kept]
+	last    edition     // owned by the loop
+	written os.FileInfo // the file of the last write; owned by run
+	wanted  watch.Value[edition]
+	done    watch.Value[kept]
 }
 
 // edition is one state of the record.
@@ -105,18 +109,18 @@ func (k *keeper) run(quit <-chan struct{}) {
 	for {
 		next, changed := k.wanted.Watch()
 		done := k.done.Get()
-		if next.number > done.number || done.err != nil {
+		if next.number > done.number || done.err != nil || next.number > 0 && !k.stands() {
 			done = kept{next.number, k.write(next.data)}
 			k.say(done.err)
 			k.done.Set(done)
 		}
-		var again <-chan time.Time
+		pause := lookAgain
 		if done.err != nil {
-			again = time.After(writeAgain)
+			pause = writeAgain
 		}
 		select {
 		case <-changed:
-		case <-again:
+		case <-time.After(pause):
 		case <-quit:
 			if next = k.wanted.Get(); next.number > done.number {
 				k.done.Set(kept{next.number, k.write(next.data)})
@@ -131,7 +135,19 @@ func (k *keeper) write(data []byte) error {
 	if err := k.disk.MkdirAll(k.dir, 0o755); err != nil {
 		return err
 	}
-	return k.disk.WriteFile(filepath.Join(k.dir, recordName), data, 0o600)
+	path := filepath.Join(k.dir, recordName)
+	if err := k.disk.WriteFile(path, data, 0o600); err != nil {
+		return err
+	}
+	var err error
+	k.written, err = os.Stat(path)
+	return err
+}
+
+// stands reports whether the file is the one that was written last.
+func (k *keeper) stands() bool {
+	info, err := os.Stat(filepath.Join(k.dir, recordName))
+	return err == nil && os.SameFile(info, k.written) && info.ModTime().Equal(k.written.ModTime())
 }
 
 // say tells a person once when writing begins to fail, and when it works again.
