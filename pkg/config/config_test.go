@@ -59,6 +59,16 @@ func TestTheKindOfCDIDevicesFollowsWhoWritesThem(t *testing.T) {
 	require.Equal(t, "k8s.device-plugin.nvidia.com/gpu", c.DevicePlugin.CDIKind)
 }
 
+func TestSizesOfEveryUnit(t *testing.T) {
+	for text, want := range map[string]int64{
+		"1": 1, "5e3": 5000, "4000T": 4000e12, "4000Ti": 4000 << 40, "1000Pi": 1000 << 50, "1.5Gi": 3 << 29, "7Ei": 7 << 60, "": 0,
+	} {
+		c, err := config.Parse("c.yaml", []byte(head+"cache: {limit: "+text+"}\n"))
+		require.NoError(t, err, text)
+		require.EqualValues(t, want, c.Cache.Limit, text)
+	}
+}
+
 func TestBadInputIsOneClearLineEach(t *testing.T) {
 	for name, tc := range map[string]struct{ in, want string }{
 		"empty":           {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},

@@ -42,8 +42,8 @@ func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
 	if err != nil || n.Kind != yaml.ScalarNode {
 		return bad(n, "want a size such as 500Gi or 2T, got %q", n.Value)
 	}
-	size, whole := q.AsInt64()
-	if !whole || size <= 0 || size == math.MaxInt64 { // 5m is five thousandths of a byte
+	size := q.Value() // rounded up: 5m is five thousandths of a byte
+	if size <= 0 || size == math.MaxInt64 || q.Cmp(*resource.NewQuantity(size, resource.BinarySI)) != 0 {
 		return bad(n, "want a size of whole bytes above 0 and below 8Ei, got %q", n.Value)
 	}
 	*b = Bytes(size)
