@@ -5,17 +5,12 @@
 package http
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
-	"time"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -41,9 +36,9 @@ type Source struct {
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	trust, err := roots(c.CAFile)
+	trust, err := web.Roots(c.CAFile)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("http source: %w", err)
 	}
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
@@ -65,64 +60,27 @@ func New(c Config) (*Source, error) {
 	case c.TokenFile == "" && len(c.Hosts) > 0:
 		return nil, fmt.Errorf("http source: hosts %s: there is no token file to send to them", strings.Join(c.Hosts, ", "))
 	case c.TokenFile != "":
-		if _, err := readToken(c.TokenFile); err != nil {
+		if _, err := web.Token(c.TokenFile); err != nil {
 			return nil, fmt.Errorf("http source: %w", err)
 		}
 	}
-	s.client = &http.Client{Transport: transport(trust, c.Streams), CheckRedirect: s.redirect}
+	s.client = &http.Client{Transport: web.Transport(trust, c.Streams), CheckRedirect: s.redirect}
 	return s, nil
 }
 
 // CloseIdle closes the connections that are kept for the next request.
 func (s *Source) CloseIdle() { s.client.CloseIdleConnections() }
 
-// transport has no total timeout: the fetcher watches the progress of each body.
-func transport(trust *x509.CertPool, streams int) *http.Transport {
-	var only1 http.Protocols
-	only1.SetHTTP1(true)
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: 30 * time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConns:          4 * streams,
-		MaxIdleConnsPerHost:   streams,
-		DisableCompression:    true, // a range of compressed bytes is not a range of the file
-		Protocols:             &only1,
-	}
-}
-
-// roots is the system's trust with the certificates of file; nil, the system's, where file is "".
-func roots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("http source: CA file: %w", err)
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("http source: CA file %s: no PEM certificate in it", file)
-	}
-	return pool, nil
-}
-
 // redirect lets a request move to another address, without what was meant for the first one.
 func (s *Source) redirect(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if len(via) > maxRedirects {
 		return &model.Error{Reason: "TooManyRedirects", Final: true,
-			Text: fmt.Sprintf("%s: more than %d redirects", bare(first), maxRedirects)}
+			Text: fmt.Sprintf("%s: more than %d redirects", web.Bare(first), maxRedirects)}
 	}
 	if first.Scheme == "https" && req.URL.Scheme != "https" {
 		return &model.Error{Reason: "PlainHTTP", Final: true,
-			Text: fmt.Sprintf("%s redirects to %s, which is not encrypted: name a source that stays on https", bare(first), bare(req.URL))}
+			Text: fmt.Sprintf("%s redirects to %s, which is not encrypted: name a source that stays on https", web.Bare(first), web.Bare(req.URL))}
 	}
 	if err := s.checkScheme(req.URL); err != nil {
 		return err
@@ -138,18 +96,13 @@ func (s *Source) redirect(req *http.Request, via []*http.Request) error {
 // checkScheme refuses what is not https, except http where it cannot be overheard or is asked for.
 func (s *Source) checkScheme(u *url.URL) error {
 	switch {
-	case u.Scheme == "https", u.Scheme == "http" && (s.config.AllowPlain || loopback(u.Hostname())):
+	case u.Scheme == "https", u.Scheme == "http" && (s.config.AllowPlain || web.Loopback(u.Hostname())):
 		return nil
 	case u.Scheme == "http":
 		return &model.Error{Reason: "PlainHTTP", Final: true,
-			Text: fmt.Sprintf("%s: plain http is accepted from this machine only: use https, or allow plain http in the config", bare(u))}
+			Text: fmt.Sprintf("%s: plain http is accepted from this machine only: use https, or allow plain http in the config", web.Bare(u))}
 	}
-	return &model.Error{Reason: "UnknownScheme", Final: true, Text: fmt.Sprintf("%s: want https:// or http://", bare(u))}
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return &model.Error{Reason: "UnknownScheme", Final: true, Text: fmt.Sprintf("%s: want https:// or http://", web.Bare(u))}
 }
 
 // authorize adds the token where u's host is one of the listed.
@@ -157,13 +110,13 @@ func (s *Source) authorize(req *http.Request) error {
 	if !s.listed(req.URL) {
 		return nil
 	}
-	if req.URL.Scheme != "https" && !loopback(req.URL.Hostname()) {
+	if req.URL.Scheme != "https" && !web.Loopback(req.URL.Hostname()) {
 		return &model.Error{Reason: "PlainHTTP", Final: true,
-			Text: fmt.Sprintf("%s: the token is not sent over plain http: use https, or take the host off the token's list", bare(req.URL))}
+			Text: fmt.Sprintf("%s: the token is not sent over plain http: use https, or take the host off the token's list", web.Bare(req.URL))}
 	}
-	token, err := readToken(s.config.TokenFile)
+	token, err := web.Token(s.config.TokenFile)
 	if err != nil {
-		return &model.Error{Reason: "Credentials", Text: bare(req.URL), Err: err}
+		return &model.Error{Reason: "Credentials", Text: web.Bare(req.URL), Err: err}
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	return nil
@@ -174,34 +127,4 @@ func (s *Source) listed(u *url.URL) bool {
 	port := map[string]string{"https": ":443", "http": ":80"}[u.Scheme]
 	host := strings.TrimSuffix(strings.ToLower(u.Host), port)
 	return s.hosts[host] || s.hosts[host+port]
-}
-
-func readToken(file string) (string, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("token file: %w", err)
-	}
-	token := strings.TrimSpace(string(b))
-	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", fmt.Errorf("token file %s: want one token and nothing else", file)
-	}
-	return token, nil
-}
-
-// bare is u for people: no query, which may hold a signature.
-func bare(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
-
-// sendError says what a request without an answer means.
-func sendError(u *url.URL, err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		err = e.Err // it repeats the address, with its query
-	}
-	if _, ok := errors.AsType[*model.Error](err); ok {
-		return err
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return &model.Error{Reason: "Untrusted", Final: true, Err: err,
-			Text: fmt.Sprintf("%s: the server's certificate is not trusted: correct it, or name its CA file in the config", bare(u))}
-	}
-	return &model.Error{Reason: "Unreachable", Text: bare(u), Err: model.NetworkError(err)}
 }

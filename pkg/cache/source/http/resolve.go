@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -73,7 +74,7 @@ func (s *Source) sums(ctx context.Context, ref model.Ref, key string) ([]model.F
 	if err != nil {
 		if model.ReasonOf(err) == "NotFound" {
 			return nil, &model.Error{Reason: "NotFound", Final: true,
-				Text: fmt.Sprintf("%s: not there: a directory needs one, made with sha256sum; or name one file", bare(req.URL))}
+				Text: fmt.Sprintf("%s: not there: a directory needs one, made with sha256sum; or name one file", web.Bare(req.URL))}
 		}
 		return nil, err
 	}
@@ -83,18 +84,18 @@ func (s *Source) sums(ctx context.Context, ref model.Ref, key string) ([]model.F
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, model.MaxSums+1))
 	if err != nil {
-		return nil, sendError(req.URL, err)
+		return nil, web.SendError(req.URL, err)
 	}
 	if len(text) > model.MaxSums {
-		return nil, &model.Error{Reason: "BadSums", Final: true, Text: fmt.Sprintf("%s: larger than 1 MiB", bare(req.URL))}
+		return nil, &model.Error{Reason: "BadSums", Final: true, Text: fmt.Sprintf("%s: larger than 1 MiB", web.Bare(req.URL))}
 	}
 	if sum := sha256.Sum256(text); ref.Digest != "" && hex.EncodeToString(sum[:]) != string(ref.Digest) {
 		return nil, &model.Error{Reason: "WrongDigest", Final: true,
-			Text: fmt.Sprintf("%s: its sha256 is %x, the source says %s", bare(req.URL), sum, ref.Digest)}
+			Text: fmt.Sprintf("%s: its sha256 is %x, the source says %s", web.Bare(req.URL), sum, ref.Digest)}
 	}
 	files, err := model.ParseSums(bytes.NewReader(text))
 	if err != nil {
-		return nil, &model.Error{Reason: "BadSums", Final: true, Text: bare(req.URL), Err: err}
+		return nil, &model.Error{Reason: "BadSums", Final: true, Text: web.Bare(req.URL), Err: err}
 	}
 	return files, nil
 }
@@ -125,7 +126,7 @@ func (s *Source) probe(ctx context.Context, ref model.Ref, f model.File) (model.
 		}
 		if size < 0 {
 			return f, &model.Error{Reason: "NoSize", Final: true,
-				Text: fmt.Sprintf("%s: the server does not tell the size: serve it with Content-Length", bare(req.URL))}
+				Text: fmt.Sprintf("%s: the server does not tell the size: serve it with Content-Length", web.Bare(req.URL))}
 		}
 		f.Size, f.Version = size, version(resp.Header)
 		return f, nil
@@ -145,13 +146,13 @@ func headMayLie(status int) bool {
 func (s *Source) size(req *http.Request, resp *http.Response) (int64, error) {
 	switch resp.StatusCode {
 	case http.StatusOK:
-		return resp.ContentLength, encodingError(req.URL, resp)
+		return resp.ContentLength, web.EncodingError(req.URL, resp)
 	case http.StatusPartialContent:
-		_, _, total, ok := contentRange(resp.Header)
+		_, _, total, ok := web.ContentRange(resp.Header)
 		if !ok {
 			return -1, nil
 		}
-		return total, encodingError(req.URL, resp)
+		return total, web.EncodingError(req.URL, resp)
 	case http.StatusRequestedRangeNotSatisfiable:
 		if resp.Header.Get("Content-Range") == "bytes */0" {
 			return 0, nil

@@ -6,10 +6,7 @@ package s3
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -49,7 +47,7 @@ func New(c Config) (*Source, error) {
 	if c.CAFile == "" {
 		c.CAFile = os.Getenv("AWS_CA_BUNDLE")
 	}
-	trust, err := roots(c.CAFile)
+	trust, err := web.Roots(c.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("s3 source: %w", err)
 	}
@@ -59,7 +57,7 @@ func New(c Config) (*Source, error) {
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
 	}
-	transport := newTransport(trust, c.Streams)
+	transport := web.Transport(trust, c.Streams)
 	client := &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // signatures stay here
@@ -160,41 +158,4 @@ func (e explained) Retrieve(ctx context.Context) (aws.Credentials, error) {
 			Text: "no S3 credentials: name a credentials file in the config, or say that the bucket is anonymous"}
 	}
 	return c, err
-}
-
-// newTransport speaks HTTP/1.1, one connection a range, and has no total timeout: the fetcher watches progress.
-func newTransport(trust *x509.CertPool, streams int) *http.Transport {
-	var only1 http.Protocols
-	only1.SetHTTP1(true)
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: 30 * time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConns:          streams,
-		MaxIdleConnsPerHost:   streams,
-		DisableCompression:    true,
-		Protocols:             &only1,
-	}
-}
-
-// roots is the system's trust with the certificates of file; nil, the system's, where file is "".
-func roots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("CA file: %w", err)
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA file %s: no PEM certificate in it", file)
-	}
-	return pool, nil
 }

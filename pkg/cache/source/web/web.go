@@ -1,0 +1,93 @@
+// Package web is what the sources that speak HTTP share: how they connect, what they hold an answer to,
+// and how they speak of one without its secrets.
+package web
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Transport speaks HTTP/1.1, one connection a range: HTTP/2 would put all parallel ranges on one. It has
+// no total timeout: the fetcher watches the progress of each body. It keeps streams idle connections to a host.
+func Transport(trust *x509.CertPool, streams int) *http.Transport {
+	var only1 http.Protocols
+	only1.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   15 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConns:          4 * streams,
+		MaxIdleConnsPerHost:   streams,
+		DisableCompression:    true, // a range of compressed bytes is not a range of the file
+		Protocols:             &only1,
+	}
+}
+
+// Roots is the system's trust with the certificates of file; nil, the system's, where file is "".
+func Roots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("CA file: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("CA file %s: no PEM certificate in it", file)
+	}
+	return pool, nil
+}
+
+// Token is the one token in file. The error does not show it.
+func Token(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("token file: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("token file %s: want one token and nothing else", file)
+	}
+	return token, nil
+}
+
+// Loopback says whether host, without a port, is this machine: what is sent there cannot be overheard.
+func Loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Bare is u for people: no query, which may hold a signature.
+func Bare(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
+
+// SendError says what a request without an answer means.
+func SendError(u *url.URL, err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err // it repeats the address, with its query
+	}
+	if _, ok := errors.AsType[*model.Error](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return &model.Error{Reason: "Untrusted", Final: true, Err: err,
+			Text: fmt.Sprintf("%s: the server's certificate is not trusted: correct it, or name its CA file in the config", Bare(u))}
+	}
+	return &model.Error{Reason: "Unreachable", Text: Bare(u), Err: model.NetworkError(err)}
+}
