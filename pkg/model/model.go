@@ -29,8 +29,8 @@ func ParseDigest(s string) (Digest, error) {
 // Ref names where a model comes from, such as "s3://bucket/prefix" or
 // "https://host/model.safetensors#sha256=…". It never carries credentials.
 type Ref struct {
-	Scheme string // "https", "http", "s3", "oci"
-	Host   string // host[:port], the registry, or the bucket
+	Scheme string // "https", "http", "s3", "oci", "hf", "file"
+	Host   string // host[:port], the registry, the bucket or the organization; "" for file
 	Path   string // with its leading slash; "" allowed
 	Query  string // without "?"
 	Digest Digest // of the one file, from the fragment; "" where none was given
@@ -45,7 +45,10 @@ func ParseRef(s string) (Ref, error) {
 	if u.User != nil {
 		return Ref{}, fmt.Errorf("source %s: credentials in the URL are not accepted: name a credentials file instead", redact(s))
 	}
-	if u.Host == "" {
+	switch {
+	case u.Scheme == "file" && (u.Host != "" || !strings.HasPrefix(u.Path, "/")):
+		return Ref{}, fmt.Errorf("source %s: want file:///absolute/path, with three slashes", redact(s))
+	case u.Scheme != "file" && u.Host == "":
 		return Ref{}, fmt.Errorf("source %s: no host or bucket after %s://", redact(s), u.Scheme)
 	}
 	r := Ref{Scheme: u.Scheme, Host: u.Host, Path: u.EscapedPath(), Query: u.RawQuery}
