@@ -17,6 +17,8 @@ import (
 	"github.com/gpu-agent/gpu-agent/internal/supervise"
 	"github.com/gpu-agent/gpu-agent/internal/watch"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
@@ -160,7 +162,18 @@ func (a *agent) buildSources() error {
 	if err != nil {
 		return usageError{fmt.Errorf("cache.sources.oci: %w", err)}
 	}
-	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry}
+	hub, err := hf.New(hf.Config{
+		Endpoint: c.HF.Endpoint, Mirrors: c.HF.Mirrors, TokenFile: c.HF.TokenFile, CAFile: c.HF.CAFile,
+		AllowPickle: c.HF.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
+	})
+	if err != nil {
+		return usageError{fmt.Errorf("cache.sources.hf: %w", err)}
+	}
+	local, err := file.New(file.Config{Roots: c.File.Roots})
+	if err != nil {
+		return usageError{fmt.Errorf("cache.sources.file: %w", err)}
+	}
+	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local}
 	return nil
 }
 

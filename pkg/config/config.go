@@ -6,7 +6,6 @@ import (
 	_ "embed"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -200,47 +199,19 @@ type Model struct {
 	Name   string    `yaml:"name"`
 	Source SourceURL `yaml:"source"`
 	Pinned bool      `yaml:"pinned"`
+	// Of hf sources, which of the repository's files: see model.Filter.
+	Include     []string `yaml:"include,omitempty"`
+	Exclude     []string `yaml:"exclude,omitempty"`
+	AllowPickle bool     `yaml:"allowPickle,omitempty"`
 }
 
 // Specs are the models as the cache wants them.
 func (c Cache) Specs() []model.Spec {
 	specs := make([]model.Spec, 0, len(c.Models))
 	for _, m := range c.Models {
-		specs = append(specs, model.Spec{Name: m.Name, Source: m.Source.Ref, Pinned: m.Pinned})
+		specs = append(specs, model.Spec{Name: m.Name, Source: m.ref(), Pinned: m.Pinned})
 	}
 	return specs
-}
-
-// Sources are the origins' settings, by kind.
-type Sources struct {
-	HTTP SourceHTTP `yaml:"http"`
-	S3   SourceS3   `yaml:"s3"`
-	OCI  SourceOCI  `yaml:"oci"`
-}
-
-// SourceHTTP is for https:// origins.
-type SourceHTTP struct {
-	CAFile     string   `yaml:"caFile"`
-	TokenFile  string   `yaml:"tokenFile"`
-	TokenHosts []string `yaml:"tokenHosts"`
-	AllowPlain bool     `yaml:"allowPlain"`
-}
-
-// SourceS3 is for s3:// origins.
-type SourceS3 struct {
-	Endpoint        string `yaml:"endpoint"`
-	Region          string `yaml:"region"`
-	PathStyle       bool   `yaml:"pathStyle"`
-	Anonymous       bool   `yaml:"anonymous"`
-	CredentialsFile string `yaml:"credentialsFile"`
-	CAFile          string `yaml:"caFile"`
-}
-
-// SourceOCI is for oci:// origins: registries.
-type SourceOCI struct {
-	CredentialsFile string   `yaml:"credentialsFile"`
-	CAFile          string   `yaml:"caFile"`
-	PlainHosts      []string `yaml:"plainHosts"`
 }
 
 // Default is the configuration without a file.
@@ -269,7 +240,8 @@ func Default() Config {
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Models: []Model{},
-			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}}},
+			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}},
+				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
 	}
 }
@@ -405,7 +377,7 @@ func (s Simulation) check(f *file) {
 }
 
 // Schemes are the sources that there are. A table: nobody changes it.
-var Schemes = []string{"https", "http", "s3", "oci"}
+var Schemes = []string{"https", "http", "s3", "oci", "hf", "file"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)
@@ -415,9 +387,7 @@ func (c *Cache) check(f *file) {
 	if c.Streams < 1 || c.Streams > 256 {
 		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)
 	}
-	if len(c.Sources.HTTP.TokenHosts) > 0 != (c.Sources.HTTP.TokenFile != "") {
-		f.wrong("cache.sources.http.tokenFile", "want tokenFile and tokenHosts together: a token goes only to named hosts")
-	}
+	c.Sources.check(f)
 	seen := map[string]int{}
 	for i, m := range c.Models {
 		at := fmt.Sprintf("cache.models[%d]", i)
@@ -434,6 +404,7 @@ func (c *Cache) check(f *file) {
 			continue
 		}
 		f.oneOf(at+".source", m.Source.Scheme, Schemes...)
+		m.checkFilter(f, at)
 	}
 }
 
@@ -458,10 +429,4 @@ func (c *Config) checkPlaces(f *file) {
 	}
 	f.absolute("http.socket", c.HTTP.Socket)
 	f.absolute("podResources.socket", c.PodResources.Socket)
-	if e := c.Cache.Sources.S3.Endpoint; e != "" {
-		u, err := url.Parse(e)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-			f.wrong("cache.sources.s3.endpoint", "want http(s)://host[:port] without credentials, such as https://minio.example:9000")
-		}
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
@@ -97,7 +98,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"keys of one line": {head + "cache: {limit: 9999999Ei, streams: 99999999999999999999}\n",
 			"c.yaml:3: cache.limit: want a size of whole bytes above 0 and below 8Ei, got \"9999999Ei\"\nc.yaml:3: cache.streams: want a whole number, got float `9999999...`"},
 		"what parsed is checked too": {head + "cache:\n  models:\n  - {name: a, source: \"ftp://h/f\"}\n  - {name: b, source: \"https://u:p@h/f\"}\n",
-			"c.yaml:5: cache.models[0].source: want one of https, http, s3, oci, got \"ftp\"\nc.yaml:6: cache.models[1].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
+			"c.yaml:5: cache.models[0].source: want one of https, http, s3, oci, hf, file, got \"ftp\"\nc.yaml:6: cache.models[1].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
 		"listen":                  {head + "http: {listen: banana}\n", `c.yaml:3: http.listen: want [address]:port, such as :9400, got "banana"`},
 		"port":                    {head + "http: {listen: \":99999\"}\n", `c.yaml:3: http.listen: want a port number of 0 to 65535, got "99999"`},
 		"no socket":               {head + "http: {socket: \"\"}\n", `c.yaml:3: http.socket: want an absolute path, got ""`},
@@ -114,10 +115,19 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"mig without GPUs": {head + "nvml:\n  simulate:\n    mig:\n    - gpus: [0]\n", "c.yaml:4: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got \"\"\nc.yaml:4: nvml.simulate.count: want 1 to 16, got 0"},
 		"file sink":        {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
 		"relative root":    {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
-		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, oci, got "ftp"`},
+		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, oci, hf, file, got "ftp"`},
 		"credentials":      {head + "cache:\n  models:\n  - name: a\n    source: https://user:secret@h/f\n", "c.yaml:6: cache.models[0].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
 		"model name":       {head + "cache:\n  models:\n  - name: Org/Model\n    source: s3://b/p\n", `c.yaml:5: cache.models[0].name: model name "Org/Model": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
 		"two of one name":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n", `c.yaml:6: cache.models[1].name: "a" is also the name of cache.models[0]: names must differ`},
+		"file with a host": {head + "cache:\n  models:\n  - name: a\n    source: file://mnt/m\n", "c.yaml:6: cache.models[0].source: source file://mnt/m: want file:///absolute/path, with three slashes"},
+		"filter, not hf":   {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, allowPickle: true}\n", "c.yaml:5: cache.models[0].source: include, exclude and allowPickle are for hf:// sources: remove them, or name another source"},
+		"filter, bad":      {head + "cache:\n  models:\n  - {name: a, source: hf://o/n, include: ['[']}\n", `c.yaml:5: cache.models[0].include: pattern "[": want one such as *.safetensors, original/ or model-?.gguf`},
+		"filter, query":    {head + "cache:\n  models:\n  - {name: a, source: 'hf://o/n?a=b'}\n", `c.yaml:5: cache.models[0].source: query "a=b": want include=<pattern>, exclude=<pattern>, allowPickle=true`},
+		"filter, twice":    {head + "cache:\n  models:\n  - {name: a, source: 'hf://o/n?include=a', exclude: [b]}\n", "c.yaml:5: cache.models[0].source: want the choice of files either in the source's query or in include, exclude and allowPickle"},
+		"hub":              {head + "cache: {sources: {hf: {endpoint: huggingface.co}}}\n", "c.yaml:3: cache.sources.hf.endpoint: want http(s)://host[:port] without credentials, such as https://huggingface.co"},
+		"mirror":           {head + "cache: {sources: {hf: {mirrors: ['https://a', 'https://u:p@b']}}}\n", "c.yaml:3: cache.sources.hf.mirrors[1]: want http(s)://host[:port] without credentials, such as https://hub.example"},
+		"relative files":   {head + "cache: {sources: {file: {roots: [mnt]}}}\n", `c.yaml:3: cache.sources.file.roots[0]: want an absolute path, got "mnt"`},
+		"all files":        {head + "cache: {sources: {file: {roots: [/]}}}\n", "c.yaml:3: cache.sources.file.roots[0]: want a directory of models, such as /mnt/models: the whole filesystem holds secrets"},
 		"token everywhere": {head + "cache: {sources: {http: {tokenFile: /t}}}\n", "c.yaml:3: cache.sources.http.tokenFile: want tokenFile and tokenHosts together: a token goes only to named hosts"},
 		"specs unnamed":    {head + "cdi: {enabled: true}\n", "c.yaml:3: cdi.enabled: want cdi-cri or cdi-annotations in devicePlugin.strategies, and allocation device-plugin: without it nothing names the devices that are described"},
 		"specs simulated":  {head + "cdi: {enabled: true}\nnvml: {simulate: {gpu: T4, count: 1}}\n", "c.yaml:3: cdi.enabled: want false with nvml.simulate: made-up GPUs have no device nodes"},
@@ -138,6 +148,23 @@ func TestEveryErrorIsSaidInTheOrderOfTheFile(t *testing.T) {
 		`c.yaml:5: nvml.libary: unknown key: see the reference for those that there are`,
 		`c.yaml:7: cache.limit: want a size such as 500Gi or 2T, got "big"`,
 	}, "\n"))
+}
+
+func TestTheChoiceOfFilesIsPartOfTheSource(t *testing.T) {
+	c, err := config.Parse("c.yaml", []byte(head+"cache:\n  models:\n"+
+		"  - {name: a, source: hf://org/n@v1, include: ['*.json', '*.safetensors'], allowPickle: true}\n"+
+		"  - {name: b, source: 'hf://org/n?exclude=original/'}\n  - {name: c, source: hf://org/n}\n"))
+	require.NoError(t, err)
+	var urls []string
+	for _, s := range c.Cache.Specs() {
+		urls = append(urls, s.Source.URL())
+	}
+	require.Equal(t, []string{"hf://org/n@v1?allowPickle=true&include=%2A.json&include=%2A.safetensors",
+		"hf://org/n?exclude=original/", "hf://org/n"}, urls)
+	shown, err := yaml.Marshal(c.Cache.Models)
+	require.NoError(t, err)
+	require.Contains(t, string(shown), "source: hf://org/n?exclude=original/")
+	require.NotContains(t, string(shown), "include: []")
 }
 
 func FuzzParseNeverPanics(f *testing.F) {

@@ -71,8 +71,12 @@ func (s *SourceURL) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// MarshalYAML implements yaml.Marshaler. A query may hold a signature and is not shown.
+// MarshalYAML implements yaml.Marshaler. A query may hold a signature and is not shown, but for hf, where
+// it chooses files.
 func (s SourceURL) MarshalYAML() (any, error) {
+	if s.Scheme == "hf" {
+		return s.URL(), nil
+	}
 	if s.Digest != "" {
 		return s.String() + "#sha256=" + string(s.Digest), nil
 	}

@@ -1,0 +1,120 @@
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"path/filepath"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Sources are the origins' settings, by kind.
+type Sources struct {
+	HTTP SourceHTTP `yaml:"http"`
+	S3   SourceS3   `yaml:"s3"`
+	OCI  SourceOCI  `yaml:"oci"`
+	HF   SourceHF   `yaml:"hf"`
+	File SourceFile `yaml:"file"`
+}
+
+// SourceHTTP is for https:// origins.
+type SourceHTTP struct {
+	CAFile     string   `yaml:"caFile"`
+	TokenFile  string   `yaml:"tokenFile"`
+	TokenHosts []string `yaml:"tokenHosts"`
+	AllowPlain bool     `yaml:"allowPlain"`
+}
+
+// SourceS3 is for s3:// origins.
+type SourceS3 struct {
+	Endpoint        string `yaml:"endpoint"`
+	Region          string `yaml:"region"`
+	PathStyle       bool   `yaml:"pathStyle"`
+	Anonymous       bool   `yaml:"anonymous"`
+	CredentialsFile string `yaml:"credentialsFile"`
+	CAFile          string `yaml:"caFile"`
+}
+
+// SourceOCI is for oci:// origins: registries.
+type SourceOCI struct {
+	CredentialsFile string   `yaml:"credentialsFile"`
+	CAFile          string   `yaml:"caFile"`
+	PlainHosts      []string `yaml:"plainHosts"`
+}
+
+// SourceHF is for hf:// origins, the Hugging Face hub or what speaks its protocol.
+type SourceHF struct {
+	Endpoint    string   `yaml:"endpoint"`
+	Mirrors     []string `yaml:"mirrors"`
+	TokenFile   string   `yaml:"tokenFile"`
+	CAFile      string   `yaml:"caFile"`
+	AllowPickle bool     `yaml:"allowPickle"`
+}
+
+// SourceFile is for file:// origins: the directories that may be read.
+type SourceFile struct {
+	Roots []string `yaml:"roots"`
+}
+
+func (s Sources) check(f *file) {
+	if len(s.HTTP.TokenHosts) > 0 != (s.HTTP.TokenFile != "") {
+		f.wrong("cache.sources.http.tokenFile", "want tokenFile and tokenHosts together: a token goes only to named hosts")
+	}
+	if s.S3.Endpoint != "" {
+		f.server("cache.sources.s3.endpoint", s.S3.Endpoint, "https://minio.example:9000")
+	}
+	f.server("cache.sources.hf.endpoint", s.HF.Endpoint, "https://huggingface.co")
+	for i, m := range s.HF.Mirrors {
+		f.server(fmt.Sprintf("cache.sources.hf.mirrors[%d]", i), m, "https://hub.example")
+	}
+	for i, dir := range s.File.Roots {
+		at := fmt.Sprintf("cache.sources.file.roots[%d]", i)
+		f.absolute(at, dir)
+		if filepath.Clean(dir) == "/" {
+			f.wrong(at, "want a directory of models, such as /mnt/models: the whole filesystem holds secrets")
+		}
+	}
+}
+
+// server checks the address of one.
+func (f *file) server(path, address, such string) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		f.wrong(path, "want http(s)://host[:port] without credentials, such as %s", such)
+	}
+}
+
+func (m Model) filter() model.Filter {
+	return model.Filter{Include: m.Include, Exclude: m.Exclude, AllowPickle: m.AllowPickle}
+}
+
+// ref is where the model comes from, with the choice of its files.
+func (m Model) ref() model.Ref {
+	ref := m.Source.Ref
+	if query := m.filter().Query(); query != "" {
+		ref.Query = query
+	}
+	return ref
+}
+
+// checkFilter checks which of its files the model at a path asks for.
+func (m Model) checkFilter(f *file, at string) {
+	given := m.filter()
+	if m.Source.Scheme != "hf" {
+		if given.Query() != "" {
+			f.wrong(at+".source", "include, exclude and allowPickle are for hf:// sources: remove them, or name another source")
+		}
+		return
+	}
+	if err := given.Check(); err != nil {
+		f.wrong(at+".include", "%v", err)
+	}
+	if m.Source.Query == "" {
+		return
+	}
+	if given.Query() != "" {
+		f.wrong(at+".source", "want the choice of files either in the source's query or in include, exclude and allowPickle")
+	} else if _, err := model.ParseFilter(m.Source.Query); err != nil {
+		f.wrong(at+".source", "%v", err)
+	}
+}
