@@ -104,15 +104,14 @@ func (a *agent) runEdition(ctx context.Context, edited func() (*agent, error)) (
 // edited takes over an edit of the files, or builds the agent that it asks for. An edit that cannot be read
 // or built changes nothing.
 func (a *agent) edited(load func(choice string) (config.Config, error), build func(config.Config) (*agent, error)) (*agent, error) {
-	choice := a.choice.Get()
-	c, err := load(choice)
+	c, err := load(a.choice.Get())
 	if err != nil {
 		return nil, err
 	}
 	if !sameParts(a.config, c) {
 		next, err := build(c)
 		if err == nil {
-			next.choice.Set(choice)
+			next.follow(a)
 		}
 		return next, err
 	}
@@ -121,6 +120,15 @@ func (a *agent) edited(load func(choice string) (config.Config, error), build fu
 	}
 	a.want(c.Cache.Specs())
 	return nil, nil
+}
+
+// follow takes over what an agent before this one in the same process learned from the API server: the
+// kubelet should be without a plugin as shortly as possible.
+func (a *agent) follow(before *agent) {
+	a.choice.Set(before.choice.Get())
+	if a.dra != nil && before.dra != nil {
+		a.dra.Follow(before.dra)
+	}
 }
 
 // sameParts reports whether two configurations differ at most in what running parts can take over: what

@@ -43,6 +43,10 @@ func NewDRA(node *Node) *DRA {
 	return d
 }
 
+// Follow takes over the answer of one that comes before it in the same process, so that a change of the
+// configuration need not wait for the API server.
+func (d *DRA) Follow(before *DRA) { d.owner.Set(before.owner.Get()) }
+
 // Watch is why the GPUs must not be offered, "" if nothing is known against it, and a channel that is
 // closed once there is another answer.
 func (d *DRA) Watch() (string, <-chan struct{}) { return d.owner.Watch() }

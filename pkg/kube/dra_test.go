@@ -63,6 +63,10 @@ func TestWhatCannotBeKnownIsSaidOnceAndTheGPUsAreOffered(t *testing.T) {
 	d.answered("", context.DeadlineExceeded, false)
 	require.Equal(t, 1, strings.Count(log.String(), "cannot know whether a DRA driver"))
 
+	next := NewDRA(n)
+	next.Follow(d)
+	require.Empty(t, next.owner.Get(), "it need not ask first")
+
 	d.answered("a driver", nil, false)
 	d.answered("", context.DeadlineExceeded, false)
 	require.Equal(t, "a driver", d.owner.Get(), "no answer leaves the one before")
