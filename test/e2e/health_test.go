@@ -117,5 +117,14 @@ func TestHealthUnderSharing(t *testing.T) {
 	n.kubectl(t, "-n", "gpu-agent", "rollout", "status", "daemonset/gpu-agent", "--timeout=60s")
 	k.has(t, replicas, others(sick, second)...)
 	n.offers(t, "8", 30*time.Second)
+	told, err := object[struct{ Items []struct{ Message string } }](n, "events", "-n", "default", "--field-selector=reason=GPUUnhealthy")
+	require.NoError(t, err)
+	times := 0
+	for _, e := range told.Items {
+		if strings.Contains(e.Message, held) {
+			times++
+		}
+	}
+	require.Equal(t, 1, times, "the event was told again")
 	n.condition(t, "False", "XID", "2 of 4 GPUs are healthy")
 }
