@@ -18,6 +18,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/internal/watch"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
@@ -173,7 +174,14 @@ func (a *agent) buildSources() error {
 	if err != nil {
 		return usageError{fmt.Errorf("cache.sources.file: %w", err)}
 	}
-	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local}
+	google, err := gs.New(gs.Config{
+		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile,
+		UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
+	})
+	if err != nil {
+		return usageError{fmt.Errorf("cache.sources.gs: %w", err)}
+	}
+	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google}
 	return nil
 }
 

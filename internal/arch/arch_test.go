@@ -61,6 +61,7 @@ var home = map[string][]string{
 	"k8s.io/client-go":                           {"pkg/kube"},
 	"github.com/aws/aws-sdk-go-v2":               {"pkg/cache/source/s3"},
 	"oras.land/oras-go/v2":                       {"pkg/cache/source/oci"},
+	"golang.org/x/oauth2":                        {"pkg/cache/source/gs"},
 	"github.com/prometheus/exporter-toolkit":     {"cmd/gpu-agent"},
 	"github.com/spf13/cobra":                     {"cmd/gpu-agent"},
 }

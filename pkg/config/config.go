@@ -377,7 +377,7 @@ func (s Simulation) check(f *file) {
 }
 
 // Schemes are the sources that there are. A table: nobody changes it.
-var Schemes = []string{"https", "http", "s3", "oci", "hf", "file"}
+var Schemes = []string{"https", "http", "s3", "oci", "hf", "file", "gs"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)

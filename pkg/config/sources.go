@@ -15,6 +15,7 @@ type Sources struct {
 	OCI  SourceOCI  `yaml:"oci"`
 	HF   SourceHF   `yaml:"hf"`
 	File SourceFile `yaml:"file"`
+	GS   SourceGS   `yaml:"gs"`
 }
 
 // SourceHTTP is for https:// origins.
@@ -51,6 +52,14 @@ type SourceHF struct {
 	AllowPickle bool     `yaml:"allowPickle"`
 }
 
+// SourceGS is for gs:// origins.
+type SourceGS struct {
+	Endpoint        string `yaml:"endpoint"`
+	Anonymous       bool   `yaml:"anonymous"`
+	CredentialsFile string `yaml:"credentialsFile"`
+	CAFile          string `yaml:"caFile"`
+}
+
 // SourceFile is for file:// origins: the directories that may be read.
 type SourceFile struct {
 	Roots []string `yaml:"roots"`
@@ -62,6 +71,9 @@ func (s Sources) check(f *file) {
 	}
 	if s.S3.Endpoint != "" {
 		f.server("cache.sources.s3.endpoint", s.S3.Endpoint, "https://minio.example:9000")
+	}
+	if s.GS.Endpoint != "" {
+		f.server("cache.sources.gs.endpoint", s.GS.Endpoint, "https://storage.example:4443")
 	}
 	f.server("cache.sources.hf.endpoint", s.HF.Endpoint, "https://huggingface.co")
 	for i, m := range s.HF.Mirrors {

@@ -5,17 +5,24 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
+	"hash/crc32"
 	"regexp"
 	"strings"
 )
 
 // Checksum is what an origin says of content whose sha256 it does not name, as "<kind>:<hexadecimal>";
-// "" where it says nothing. The one kind is git-sha1, the object id of a git blob.
+// "" where it says nothing. The kinds are git-sha1, the object id of a git blob, and crc32c.
 type Checksum string
 
-const gitSHA1 = "git-sha1:"
+const (
+	gitSHA1 = "git-sha1:"
+	crc32c  = "crc32c:"
+)
 
-var sha1Form = regexp.MustCompile(`^[0-9a-f]{40}$`)
+var (
+	sha1Form  = regexp.MustCompile(`^[0-9a-f]{40}$`)
+	crc32Form = regexp.MustCompile(`^[0-9a-f]{8}$`)
+)
 
 // GitSHA1 is the checksum that git keeps of a file: the sha1 of "blob <size>\0" and the content.
 func GitSHA1(id string) (Checksum, error) {
@@ -26,15 +33,22 @@ func GitSHA1(id string) (Checksum, error) {
 	return Checksum(gitSHA1 + id), nil
 }
 
+// CRC32C is the checksum that Cloud Storage keeps of an object: crc32 of Castagnoli, big-endian.
+func CRC32C(sum [4]byte) Checksum { return Checksum(crc32c + hex.EncodeToString(sum[:])) }
+
 // Hash is what to write the size bytes of content into; nil for "". Its state can be saved, as that of
-// crypto/sha256 can. The sha1 of git tells damage from health; against a forger it is worth what sha1 is.
+// crypto/sha256 can. The sha1 of git tells damage from health; against a forger it is worth what sha1 is,
+// and crc32c nothing.
 func (c Checksum) Hash(size int64) (hash.Hash, error) {
 	if c == "" {
 		return nil, nil
 	}
+	if sum, ok := strings.CutPrefix(string(c), crc32c); ok && crc32Form.MatchString(sum) {
+		return crc32.New(crc32.MakeTable(crc32.Castagnoli)), nil
+	}
 	id, ok := strings.CutPrefix(string(c), gitSHA1)
 	if !ok || !sha1Form.MatchString(id) {
-		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits", string(c))
+		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits, or crc32c: and 8", string(c))
 	}
 	h := sha1.New()
 	fmt.Fprintf(h, "blob %d\x00", size)

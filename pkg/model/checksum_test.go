@@ -33,8 +33,20 @@ func TestAChecksumIsTheOneThatGitKeeps(t *testing.T) {
 		_, err := model.GitSHA1(bad)
 		require.ErrorContains(t, err, "want 40 hexadecimal digits")
 	}
-	for _, bad := range []model.Checksum{"git-sha1:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", "x"} {
+	for _, bad := range []model.Checksum{"git-sha1:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", "crc32c:abc", "x"} {
 		_, err := bad.Hash(1)
 		require.ErrorContains(t, err, "want git-sha1:")
 	}
+}
+
+func TestACRC32CIsTheOneThatCloudStorageKeeps(t *testing.T) {
+	c := model.CRC32C([4]byte{0xe3, 0x06, 0x92, 0x83}) // the check value of CRC-32C (RFC 3720, B.4 has others)
+	require.Equal(t, "crc32c:e3069283", string(c))
+	h, err := c.Hash(9)
+	require.NoError(t, err)
+	require.Implements(t, (*encoding.BinaryMarshaler)(nil), h, "a download that is interrupted goes on")
+	_, _ = h.Write([]byte("123456789"))
+	require.True(t, c.Matches(h))
+	_, _ = h.Write([]byte("x"))
+	require.False(t, c.Matches(h))
 }

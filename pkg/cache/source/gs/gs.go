@@ -1,0 +1,174 @@
+// Package gs reads models from Google Cloud Storage by its JSON API.
+//
+// The API is four fields of one listing and one read, so it is spoken here: Google's client would bring
+// gRPC's cloud balancers and OpenTelemetry with it. Reads are pinned by generation.
+package gs
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Config is how Cloud Storage is reached. The zero value is Google's, with the credentials of the default chain.
+type Config struct {
+	Endpoint        string // http(s)://host[:port]; "" for https://storage.googleapis.com
+	Anonymous       bool   // send no token: public buckets
+	CredentialsFile string // a service account's key or a workload identity's description, JSON; "" for the default chain
+	CAFile          string // PEM certificates to trust beside the system's; "" for none
+	UserAgent       string // "" means gpu-agent
+	Streams         int    // idle connections kept; 0 means 64
+}
+
+// Source reads scheme gs. Safe for concurrent use.
+type Source struct {
+	base      string // the endpoint, without a slash at its end
+	userAgent string
+	client    *http.Client
+	login     *login // nil where anonymous
+}
+
+// New checks the configuration and the files it names. It opens no connection.
+func New(c Config) (*Source, error) {
+	s, err := newSource(c)
+	if err != nil {
+		return nil, fmt.Errorf("gs source: %w", err)
+	}
+	return s, nil
+}
+
+func newSource(c Config) (*Source, error) {
+	if c.Endpoint == "" {
+		c.Endpoint = "https://storage.googleapis.com"
+	}
+	u, err := url.Parse(c.Endpoint)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") ||
+		u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+		return nil, fmt.Errorf("endpoint: want http(s)://host or http(s)://host:port and nothing more")
+	}
+	if u.Scheme == "http" && !c.Anonymous && !web.Loopback(u.Hostname()) {
+		return nil, fmt.Errorf("endpoint %s: credentials are not sent over plain http: use https, or say that the buckets are anonymous", c.Endpoint)
+	}
+	if !c.Anonymous && c.CredentialsFile == "" && u.Hostname() != "googleapis.com" && !strings.HasSuffix(u.Hostname(), ".googleapis.com") {
+		return nil, fmt.Errorf("endpoint %s: the node's own Google token goes to Google alone: name a credentials file, or say that the buckets are anonymous", c.Endpoint)
+	}
+	trust, err := web.Roots(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	if c.Streams <= 0 {
+		c.Streams = 64
+	}
+	if c.UserAgent == "" {
+		c.UserAgent = "gpu-agent"
+	}
+	s := &Source{base: u.Scheme + "://" + u.Host, userAgent: c.UserAgent, client: &http.Client{
+		Transport:     web.Transport(trust, c.Streams),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // tokens stay here
+	}}
+	switch {
+	case c.Anonymous && c.CredentialsFile != "":
+		return nil, fmt.Errorf("credentials file %s: not used when anonymous: remove one of the two", c.CredentialsFile)
+	case c.Anonymous:
+		return s, nil
+	case c.CredentialsFile != "":
+		if _, err := fromFile(context.Background(), c.CredentialsFile); err != nil {
+			return nil, err
+		}
+	}
+	s.login = &login{file: c.CredentialsFile, client: &http.Client{
+		Transport: s.client.Transport, Timeout: 30 * time.Second, CheckRedirect: s.client.CheckRedirect,
+	}}
+	return s, nil
+}
+
+// CloseIdle closes the connections that are kept for the next request.
+func (s *Source) CloseIdle() { s.client.CloseIdleConnections() }
+
+// get asks for path, below the bucket of ref, and returns answers of status 200 and 206 alone. Errors
+// say what was tried.
+func (s *Source) get(ctx context.Context, ref model.Ref, what, path string, query url.Values, ranged string) (*http.Response, error) {
+	at := fmt.Sprintf("%s: %s%s", ref, what, s.where())
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		s.base+"/storage/v1/b/"+url.PathEscape(ref.Host)+"/o"+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return nil, &model.Error{Reason: "BadSource", Final: true, Text: at + ": not an address"}
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	req.Header.Set("User-Agent", s.userAgent)
+	if ranged != "" {
+		req.Header.Set("Range", ranged)
+	}
+	if s.login != nil {
+		token, err := s.login.token(ctx)
+		if err != nil {
+			return nil, wrap(ctx, at, err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, wrap(ctx, at, err)
+	}
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		resp.Body.Close()
+		return nil, statusError(at, resp)
+	}
+	return resp, nil
+}
+
+// wrap says what a request without an answer means.
+func wrap(ctx context.Context, at string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%s: %w", at, cause)
+	}
+	if e, ok := errors.AsType[*model.Error](err); ok {
+		return e
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return &model.Error{Reason: "Untrusted", Final: true, Err: model.NetworkError(err),
+			Text: at + ": the server's certificate is not trusted: correct it, or name its CA file in the config"}
+	}
+	return &model.Error{Reason: "Unreachable", Text: at, Err: model.NetworkError(err)}
+}
+
+// statusError says what a status other than the wanted one means.
+func statusError(at string, resp *http.Response) error {
+	e := &model.Error{Text: fmt.Sprintf("%s: %s", at, web.StatusText(resp))}
+	switch code := resp.StatusCode; {
+	case code == http.StatusNotFound:
+		e.Reason, e.Final = "NotFound", true
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		e.Reason, e.Final = "Forbidden", true
+		e.Text += ": check the credentials and that they may list and get objects here"
+	case code == http.StatusPreconditionFailed, code == http.StatusRequestedRangeNotSatisfiable:
+		e.Reason = "Changed"
+		e.Text += ": changed since it was resolved"
+	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
+		e.Reason = "Throttled"
+		e.RetryAfter = web.RetryAfter(resp.Header)
+	case code >= 500, code == http.StatusRequestTimeout:
+		e.Reason = "Unavailable"
+	case code >= 400:
+		e.Reason, e.Final = "Refused", true
+	default:
+		e.Reason = "WrongAnswer"
+	}
+	return e
+}
+
+// where names the endpoint in an error, where it is not Google's.
+func (s *Source) where() string {
+	if s.base == "https://storage.googleapis.com" {
+		return ""
+	}
+	return " at " + s.base
+}

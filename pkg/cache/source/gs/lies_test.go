@@ -1,0 +1,177 @@
+package gs_test
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+const text = "0123456789abcdefghij"
+
+// answer writes an answer with the given headers, "name", "value", ….
+func answer(status int, body string, headers ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i < len(headers); i += 2 {
+			w.Header().Set(headers[i], headers[i+1])
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	const at, gen = "Content-Range", "X-Goog-Generation"
+	for name, c := range map[string]struct {
+		serve  http.HandlerFunc
+		reason string
+		final  bool
+	}{
+		"200 to a range":     {answer(200, text, gen, "7"), "RangeIgnored", false},
+		"other start":        {answer(206, "45678", gen, "7", at, "bytes 4-8/20"), "WrongRange", false},
+		"other total":        {answer(206, "56789", gen, "7", at, "bytes 5-9/21"), "WrongRange", false},
+		"no content range":   {answer(206, "56789", gen, "7"), "WrongRange", false},
+		"too short":          {answer(206, "567", gen, "7", at, "bytes 5-9/20", "Content-Length", "3"), "WrongLength", false},
+		"another generation": {answer(206, "56789", gen, "8", at, "bytes 5-9/20"), "Changed", false},
+		"gzip unasked":       {answer(206, "56789", gen, "7", at, "bytes 5-9/20", "Content-Encoding", "gzip"), "Encoded", true},
+		"404":                {answer(404, ""), "NotFound", true},
+		"401":                {answer(401, "\x1b"), "Forbidden", true},
+		"403":                {answer(403, ""), "Forbidden", true},
+		"400":                {answer(400, ""), "Refused", true},
+		"412":                {answer(412, ""), "Changed", false},
+		"416":                {answer(416, ""), "Changed", false},
+		"429":                {answer(429, "", "Retry-After", "7"), "Throttled", false},
+		"503":                {answer(503, "", "Retry-After", "7"), "Throttled", false},
+		"500":                {answer(500, ""), "Unavailable", false},
+		"a redirect":         {answer(302, "", "Location", "http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false},
+		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			st, endpoint := newStore(t)
+			st.before = c.serve
+			f := model.File{Path: "m", Key: "a/m", Size: 20, Version: "7"}
+			_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Open(t.Context(), parse(t, "gs://models/a"), f, 5, 5)
+			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
+			require.ErrorContains(t, err, "gs://models/a")
+			require.NotContains(t, err.Error(), "SECRET")
+			require.NotContains(t, err.Error(), "\x1b")
+			if c.reason == "Throttled" {
+				require.Equal(t, 7*time.Second, model.RetryAfter(err))
+			}
+		})
+	}
+}
+
+func file(t *testing.T, content string) string {
+	name := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
+	return name
+}
+
+// account is the key of a service account whose tokens are to be had at tokens.
+func account(t *testing.T, tokens string) string {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	text, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "agent@project.example", "token_uri": tokens,
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+	})
+	require.NoError(t, err)
+	return string(text)
+}
+
+func TestATokenIsHadOnceAndKept(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	var refuse atomic.Bool
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refuse.Load() {
+			answer(400, `{"error":"invalid_grant","error_description":"sEcReT"}`)(w, r)
+			return
+		}
+		expires := 3600
+		if asked.Add(1) == 1 {
+			expires = 1 // already too old when it comes
+		}
+		answer(200, fmt.Sprintf(`{"access_token":"t0ken%d","token_type":"Bearer","expires_in":%d}`, asked.Load(), expires),
+			"Content-Type", "application/json")(w, r)
+	}))
+	defer tokens.Close()
+	st, endpoint := newStore(t)
+	st.put("a/m", []byte(text), nil)
+	config := file(t, account(t, tokens.URL))
+	s := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: config})
+	ref := parse(t, "gs://models/a/m")
+	for range 4 {
+		_, err := s.Resolve(t.Context(), ref)
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 2, asked.Load())
+	require.Equal(t, "Bearer t0ken1", st.seen[0].Header.Get("Authorization"))
+	require.Equal(t, "Bearer t0ken2", st.seen[3].Header.Get("Authorization"))
+
+	refuse.Store(true)
+	other := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: config})
+	_, err := other.Resolve(t.Context(), ref)
+	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
+	require.NotContains(t, err.Error(), "sEcReT")
+	require.NoError(t, os.Remove(config))
+	_, err = other.Resolve(t.Context(), ref)
+	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
+	require.Len(t, st.seen, 4, "nothing is sent without a token")
+}
+
+func TestTLSIsVerified(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewUnstartedServer(answer(404, ""))
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // the handshake that must fail
+	srv.StartTLS()
+	defer srv.Close()
+	_, err := newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true}).Resolve(t.Context(), parse(t, "gs://models/a"))
+	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
+	require.True(t, model.IsFinal(err))
+	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	_, err = newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true, CAFile: ca}).Resolve(t.Context(), parse(t, "gs://models/a"))
+	require.Equal(t, "NotFound", model.ReasonOf(err), "%v", err)
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	user := file(t, `{"type": "authorized_user", "refresh_token": "sEcReT"}`)
+	for want, c := range map[string]gs.Config{
+		"gs source: CA file: open /nowhere: no such file or directory":          {CAFile: "/nowhere"},
+		"gs source: credentials file: open /nowhere: no such file or directory": {CredentialsFile: "/nowhere"},
+		"gs source: endpoint: want http(s)://host":                              {Endpoint: "https://me:secret@host"},
+		"gs source: endpoint http://h: credentials are not sent":                {Endpoint: "http://h"},
+		"gs source: endpoint https://h: the node's own Google token goes":       {Endpoint: "https://h"},
+		"gs source: endpoint https://notgoogleapis.com: the node's own":         {Endpoint: "https://notgoogleapis.com"},
+		"gs source: credentials file x: not used when anonymous":                {CredentialsFile: "x", Anonymous: true},
+		"gs source: credentials file " + user + ": want the JSON of a service":  {CredentialsFile: user},
+	} {
+		_, err := gs.New(c)
+		require.ErrorContains(t, err, want)
+		require.False(t, strings.Contains(strings.ToLower(err.Error()), "secret"), "%v", err)
+	}
+}
