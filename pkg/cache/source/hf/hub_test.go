@@ -38,6 +38,7 @@ type hub struct {
 	renamed map[string]string // old name to new
 	token   string            // "" lets everybody in
 	page    int               // files on a page of a tree
+	public  string            // what the link to a tree's next page calls the hub: behind a proxy, not what we asked
 	uses    int               // reads that one signed address is good for
 	signed  map[string]int    // reads left, by signature
 	asked   []request         // of both hosts
@@ -55,8 +56,18 @@ type repository struct {
 	gated   bool
 }
 
+// commit is what an escaped branch, tag or commit stands for; "" where there is none.
+func (r *repository) commit(revision string) string {
+	revision, _ = url.PathUnescape(revision)
+	if r.commits[revision] != nil {
+		return revision
+	}
+	return r.refs[revision]
+}
+
 func newHub(t *testing.T) *hub {
-	h := &hub{repos: map[string]*repository{}, renamed: map[string]string{}, signed: map[string]int{}, page: 3, uses: 1000}
+	h := &hub{repos: map[string]*repository{}, renamed: map[string]string{}, signed: map[string]int{}, page: 3, uses: 1000,
+		public: "https://hub.invalid"}
 	h.Server = httptest.NewServer(h.noting(h.serve))
 	h.cdn = httptest.NewServer(h.noting(h.serveCDN))
 	t.Cleanup(h.cdn.Close)
@@ -166,11 +177,7 @@ func (h *hub) info(w http.ResponseWriter, r *http.Request, name, revision string
 	if repo == nil {
 		return
 	}
-	revision, _ = url.PathUnescape(revision)
-	commit := repo.refs[revision]
-	if repo.commits[revision] != nil {
-		commit = revision
-	}
+	commit := repo.commit(revision)
 	if commit == "" {
 		refuse(w, 404, "RevisionNotFound", "Invalid rev id: "+revision)
 		return
@@ -191,7 +198,7 @@ func (h *hub) tree(w http.ResponseWriter, r *http.Request, name, commit string) 
 	masked := repo.gated && (h.token == "" || r.Header.Get("Authorization") == "")
 	type entry map[string]any
 	all := []entry{{"type": "directory", "oid": strings.Repeat("d", 40), "size": 0, "path": "tokenizer"}}
-	files := repo.commits[commit]
+	files := repo.commits[repo.commit(commit)]
 	for _, p := range slices.Sorted(maps.Keys(files)) {
 		sum, id := sha256.Sum256(files[p]), gitSHA1(files[p])
 		e := entry{"type": "file", "oid": id, "size": len(files[p]), "path": p}
@@ -214,8 +221,7 @@ func (h *hub) tree(w http.ResponseWriter, r *http.Request, name, commit string) 
 	if to < len(all) {
 		q := r.URL.Query()
 		q.Set("cursor", strconv.Itoa(to))
-		// The public name, as behind a proxy: not where we were asked.
-		w.Header().Set("Link", fmt.Sprintf(`<https://hub.invalid%s?%s>; rel="next"`, r.URL.EscapedPath(), q.Encode()))
+		w.Header().Set("Link", fmt.Sprintf(`<%s%s?%s>; rel="next"`, h.public, r.URL.EscapedPath(), q.Encode()))
 	}
 	_ = json.NewEncoder(w).Encode(all[from:to])
 }
@@ -233,6 +239,7 @@ func (h *hub) resolve(w http.ResponseWriter, r *http.Request, name, commit, file
 		refuse(w, 401, "GatedRepo", "Access to model is restricted.")
 		return
 	}
+	commit = repo.commit(commit)
 	files := repo.commits[commit]
 	if files == nil {
 		refuse(w, 404, "RevisionNotFound", "Invalid rev id")
