@@ -270,3 +270,33 @@ func TestAMirrorThatBreaksOff(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, got, 1000, "from the endpoint")
 }
+
+func TestAMirrorsWrongBytesAreNotFetchedForEver(t *testing.T) {
+	h, mirror := newHub(t), newHub(t)
+	big := bytes.Repeat([]byte("0123456789"), 500)
+	h.put("org/m", "main", map[string][]byte{"a.gguf": big, "b.gguf": big})
+	mirror.repos = h.repos
+	mirror.lie = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/xet-bridge/") {
+			return false
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(make([]byte, len(big))))
+		return true
+	}
+	s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), ref(t, "hf://org/m")
+	m, err := s.Resolve(t.Context(), r)
+	require.NoError(t, err)
+	whole := func(f model.File) []byte {
+		var all []byte
+		for _, part := range [][2]int64{{0, 1000}, {1000, 4000}} {
+			got, err := read(t, s, r, f, part[0], part[1])
+			require.NoError(t, err)
+			all = append(all, got...)
+		}
+		return all
+	}
+	require.NotEqual(t, big, whole(m.Files[0]), "the cache finds that out by the digest")
+	require.Equal(t, big, whole(m.Files[0]), "and its next try is the endpoint's")
+	require.Equal(t, big, whole(m.Files[0]))
+	require.NotEqual(t, big, whole(m.Files[1]), "the mirror is asked for other files all the same")
+}

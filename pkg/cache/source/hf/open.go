@@ -19,6 +19,7 @@ const (
 	signedFor = 30 * time.Minute // how long a signed address is used; the hub signs for an hour
 	maxPlaces = 4096             // files whose places are remembered
 	mirrorOut = time.Minute      // how long a mirror that failed is passed over
+	wrongOut  = time.Hour        // how long one whose file was not taken is passed over for it
 )
 
 // place is where one base has one file.
@@ -31,6 +32,7 @@ type place struct {
 	until  time.Time // when signed is given up
 	direct bool      // the base sends the file itself: no need to ask one after another
 	lacks  time.Time // a mirror does not have it, until then
+	served bool      // a mirror has sent its start
 }
 
 // Open reads length bytes of f from offset, at the commit that f was listed in: from the first mirror that
@@ -45,15 +47,12 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	}
 	for _, b := range s.mirrors {
 		p := s.place(b, f)
-		s.mu.Lock()
-		lacks := p.lacks
-		s.mu.Unlock()
-		if now := time.Now(); now.Before(lacks) || now.Before(time.Unix(0, b.away.Load())) {
+		if s.passed(b, p, offset) {
 			continue
 		}
 		body, err := s.openAt(ctx, b, p, f, part)
 		if err == nil {
-			return &watched{ReadCloser: body, ctx: ctx, base: b, left: length}, nil
+			return &watched{ReadCloser: body, ctx: ctx, source: s, base: b, place: p, first: offset == 0, left: length}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, err
@@ -75,18 +74,38 @@ func (s *Source) blame(b *base, p *place, err error) {
 	}
 }
 
+// passed reports whether a mirror is not asked for a range that begins at offset. Who asks for the start of
+// a file again had no use for what came: it was not of the digest that the endpoint names.
+func (s *Source) passed(b *base, p *place, offset int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if offset == 0 && p.served {
+		p.served, p.lacks = false, now.Add(wrongOut)
+	}
+	return now.Before(p.lacks) || now.Before(time.Unix(0, b.away.Load()))
+}
+
 // watched is the body of a mirror, which is passed over when it breaks off or stalls.
 type watched struct {
 	io.ReadCloser
-	ctx  context.Context
-	base *base
-	left int64
+	ctx    context.Context
+	source *Source
+	base   *base
+	place  *place
+	first  bool // it begins with the file
+	left   int64
 }
 
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.ReadCloser.Read(p)
 	w.left -= int64(n)
-	if err != nil && w.left > 0 && (w.ctx.Err() == nil || model.ReasonOf(context.Cause(w.ctx)) == "Stalled") {
+	switch {
+	case w.left == 0 && n > 0 && w.first:
+		w.source.mu.Lock()
+		defer w.source.mu.Unlock()
+		w.place.served = true
+	case err != nil && w.left > 0 && (w.ctx.Err() == nil || model.ReasonOf(context.Cause(w.ctx)) == "Stalled"):
 		w.base.passOver(mirrorOut)
 	}
 	return n, err
