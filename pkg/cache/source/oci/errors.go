@@ -1,19 +1,19 @@
 package oci
 
 import (
-	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
-	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -24,28 +24,28 @@ func sendError(u *url.URL, err error) error {
 	if e, ok := errors.AsType[*model.Error](err); ok {
 		return e
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return &model.Error{Reason: "Untrusted", Final: true, Err: model.NetworkError(err),
-			Text: fmt.Sprintf("%s: the server's certificate is not trusted: correct it, or name its CA file in the config", bare(u))}
-	}
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
 		return &model.Error{Reason: "Forbidden", Final: true,
-			Text: bare(u) + ": the registry asks for a login, and the credentials file in the config has none for it"}
+			Text: web.Bare(u) + ": the registry asks for a login, and the credentials file in the config has none for it"}
 	}
 	if e, ok := errors.AsType[*errcode.ErrorResponse](err); ok { // of the token service
 		return tokenError(u, e.StatusCode)
 	}
+	if _, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return &model.Error{Reason: "WrongAnswer", Text: web.Bare(u) + ": its token service does not answer with a token: check what stands between"}
+	}
 	_, sent := errors.AsType[*url.Error](err)
 	_, network := errors.AsType[net.Error](err)
-	if !sent && !network { // a challenge that must not or cannot be met; its text is the registry's
+	cut := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+	if !sent && !network && !cut { // a challenge that must not or cannot be met; its text is the registry's
 		return &model.Error{Reason: "BadLogin", Final: true,
-			Text: bare(u) + ": the registry asks for a login in a way that is not safe or not understood: check the address of its token service"}
+			Text: web.Bare(u) + ": the registry asks for a login in a way that is not safe or not understood: check the address of its token service"}
 	}
-	return &model.Error{Reason: "Unreachable", Text: bare(u), Err: model.NetworkError(err)}
+	return web.SendError(u, err)
 }
 
 func tokenError(u *url.URL, status int) error {
-	text := fmt.Sprintf("%s: its token service answers %s", bare(u), statusText(status))
+	text := strings.TrimSpace(fmt.Sprintf("%s: its token service answers %d %s", web.Bare(u), status, http.StatusText(status)))
 	switch {
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		return &model.Error{Reason: "Throttled", Text: text}
@@ -57,14 +57,14 @@ func tokenError(u *url.URL, status int) error {
 
 // statusError says what a status other than the wanted one means.
 func statusError(u *url.URL, resp *http.Response) error {
-	status := statusText(resp.StatusCode)
-	e := &model.Error{Text: fmt.Sprintf("%s: %s", bare(u), status)}
+	status := web.StatusText(resp)
+	e := &model.Error{Text: fmt.Sprintf("%s: %s", web.Bare(u), status)}
 	away := resp.Request != nil && resp.Request.URL.Host != u.Host
 	switch code := resp.StatusCode; {
 	case away && code >= 400 && code < 500 && code != http.StatusTooManyRequests:
 		// A signed address that is no longer good, as after a jump of a clock: the next try gets another.
 		e.Reason = "Refused"
-		e.Text = fmt.Sprintf("%s: the storage that it redirects to, %s, answers %s", bare(u), resp.Request.URL.Host, status)
+		e.Text = fmt.Sprintf("%s: the storage that it redirects to, %s, answers %s", web.Bare(u), resp.Request.URL.Host, status)
 	case code == http.StatusNotFound, code == http.StatusGone:
 		e.Reason, e.Final = "NotFound", true
 		e.Text += ": no such repository, tag or digest: correct the source"
@@ -72,7 +72,7 @@ func statusError(u *url.URL, resp *http.Response) error {
 		e.Reason, e.Final = "Forbidden", true
 		e.Text += loginHint
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
-		e.Reason, e.RetryAfter = "Throttled", retryAfter(resp.Header)
+		e.Reason, e.RetryAfter = "Throttled", web.RetryAfter(resp.Header)
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooEarly:
 		e.Reason = "Unavailable"
 	case code >= 400:
@@ -81,21 +81,4 @@ func statusError(u *url.URL, resp *http.Response) error {
 		e.Reason = "WrongAnswer"
 	}
 	return e
-}
-
-// statusText is in our words: the server's reason phrase may be anything.
-func statusText(code int) string {
-	return strings.TrimSpace(fmt.Sprintf("%d %s", code, http.StatusText(code)))
-}
-
-// retryAfter is seconds or a date (RFC 9110, 10.2.3); 0 where neither.
-func retryAfter(h http.Header) time.Duration {
-	text := h.Get("Retry-After")
-	if s, err := strconv.ParseInt(text, 10, 32); err == nil && s > 0 {
-		return time.Duration(s) * time.Second
-	}
-	if at, err := http.ParseTime(text); err == nil {
-		return max(0, time.Until(at).Round(time.Second))
-	}
-	return 0
 }

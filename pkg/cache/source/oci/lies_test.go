@@ -96,6 +96,32 @@ func TestABodyThatEndsEarlyIsAnError(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }
 
+func TestAnswersThatEndEarlyAreTriedAgain(t *testing.T) {
+	t.Parallel()
+	reg, host := newRegistry(t)
+	ref := parse(t, "oci://"+host+"/m:v1")
+	for name, c := range map[string]struct{ token, reason string }{
+		"a manifest":        {"", "Unreachable"},
+		"half a token":      {`{"token": "t0`, "Unreachable"},
+		"no token at all":   {"", "Unreachable"},
+		"a page of a proxy": {"<html>\x1b[31m</html>", "WrongAnswer"},
+	} {
+		reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+			switch {
+			case name == "a manifest":
+				return answer(200, "{", "Content-Length", "100")(w, r)
+			case r.URL.Path == "/token":
+				return answer(200, c.token)(w, r)
+			}
+			return answer(401, "", "WWW-Authenticate", `Bearer realm="http://`+host+`/token"`)(w, r)
+		})
+		_, err := newSource(t, oci.Config{}).Resolve(t.Context(), ref)
+		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
+		require.False(t, model.IsFinal(err), name)
+		require.NotContains(t, err.Error(), "\x1b")
+	}
+}
+
 func TestALayerGoneFromAPinnedManifestIsNotFound(t *testing.T) {
 	t.Parallel()
 	_, host := newRegistry(t)

@@ -6,20 +6,17 @@ package oci
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -44,7 +41,7 @@ type Source struct {
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	trust, err := roots(c.CAFile)
+	trust, err := web.Roots(c.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("oci source: %w", err)
 	}
@@ -54,7 +51,7 @@ func New(c Config) (*Source, error) {
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
-	s := &Source{plain: map[string]bool{}, idle: transport(trust, c.Streams)}
+	s := &Source{plain: map[string]bool{}, idle: web.Transport(trust, c.Streams)}
 	for _, h := range c.PlainHosts {
 		u, err := url.Parse("http://" + h)
 		if err != nil || h == "" || u.Host != h {
@@ -99,56 +96,19 @@ func readCredentials(file string) (credentials.Store, error) {
 	return store, nil
 }
 
-// transport has no total timeout: the fetcher watches the progress of each body.
-func transport(trust *x509.CertPool, streams int) *http.Transport {
-	var only1 http.Protocols
-	only1.SetHTTP1(true)
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: 30 * time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConns:          4 * streams,
-		MaxIdleConnsPerHost:   streams,
-		DisableCompression:    true, // a range of compressed bytes is not a range of the file
-		Protocols:             &only1,
-	}
-}
-
-// roots is the system's trust with the certificates of file; nil, the system's, where file is "".
-func roots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("CA file: %w", err)
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA file %s: no PEM certificate in it", file)
-	}
-	return pool, nil
-}
-
 // guard is the last gate before the network, for requests of ours and those for tokens alike.
 type guard struct{ *Source }
 
 func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme == "https" || loopback(req.URL.Hostname()) {
+	if req.URL.Scheme == "https" || web.Loopback(req.URL.Hostname()) {
 		return g.idle.RoundTrip(req)
 	}
 	err := &model.Error{Reason: "PlainHTTP", Final: true}
 	switch {
 	case !g.plain[strings.ToLower(req.URL.Host)]:
-		err.Text = bare(req.URL) + ": plain http is accepted from this machine only: use https, or list the host as plain in the config"
+		err.Text = web.Bare(req.URL) + ": plain http is accepted from this machine only: use https, or list the host as plain in the config"
 	case req.Header.Get("Authorization") != "" || req.Method == http.MethodPost: // a login with a refresh token is a POST
-		err.Text = bare(req.URL) + ": credentials are not sent over plain http: use https, or let everyone read there"
+		err.Text = web.Bare(req.URL) + ": credentials are not sent over plain http: use https, or let everyone read there"
 	default:
 		return g.idle.RoundTrip(req)
 	}
@@ -164,27 +124,19 @@ func (s *Source) redirect(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if len(via) > maxRedirects {
 		return &model.Error{Reason: "TooManyRedirects", Final: true,
-			Text: fmt.Sprintf("%s: more than %d redirects", bare(first), maxRedirects)}
+			Text: fmt.Sprintf("%s: more than %d redirects", web.Bare(first), maxRedirects)}
 	}
 	if first.Scheme == "https" && req.URL.Scheme != "https" {
 		return &model.Error{Reason: "PlainHTTP", Final: true,
-			Text: fmt.Sprintf("%s redirects to %s, which is not encrypted: name a registry that stays on https", bare(first), bare(req.URL))}
+			Text: fmt.Sprintf("%s redirects to %s, which is not encrypted: name a registry that stays on https", web.Bare(first), web.Bare(req.URL))}
 	}
-	if !loopback(first.Hostname()) && loopback(req.URL.Hostname()) {
+	if !web.Loopback(first.Hostname()) && web.Loopback(req.URL.Hostname()) {
 		return &model.Error{Reason: "Refused", Final: true,
-			Text: fmt.Sprintf("%s redirects to this machine: name another registry", bare(first))}
+			Text: fmt.Sprintf("%s redirects to this machine: name another registry", web.Bare(first))}
 	}
 	req.Header.Del("Referer") // a signed query stays where it is
 	return nil
 }
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// bare is u for people: no query, which may hold a signature.
-func bare(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
 
 // parse takes ref apart into registry, repository and tag or digest.
 func parse(ref model.Ref) (registry.Reference, error) {
@@ -207,7 +159,7 @@ func parse(ref model.Ref) (registry.Reference, error) {
 // request is for what of the registry, "manifests" or "blobs", in ref's repository.
 func (s *Source) request(ctx context.Context, ref registry.Reference, what, name string) (*http.Request, error) {
 	u := url.URL{Scheme: "https", Host: ref.Host(), Path: "/v2/" + ref.Repository + "/" + what + "/" + name}
-	if loopback(u.Hostname()) || s.plain[strings.ToLower(u.Host)] {
+	if web.Loopback(u.Hostname()) || s.plain[strings.ToLower(u.Host)] {
 		u.Scheme = "http"
 	}
 	ctx = auth.AppendRepositoryScope(ctx, ref, auth.ActionPull)
@@ -225,7 +177,7 @@ func (s *Source) do(req *http.Request) (*http.Response, error) {
 	resp, err := s.client.Do(req)
 	if err != nil {
 		if cause := context.Cause(req.Context()); cause != nil {
-			return nil, fmt.Errorf("%s: %w", bare(req.URL), cause)
+			return nil, fmt.Errorf("%s: %w", web.Bare(req.URL), cause)
 		}
 		return nil, sendError(req.URL, err)
 	}
@@ -233,10 +185,9 @@ func (s *Source) do(req *http.Request) (*http.Response, error) {
 		resp.Body.Close()
 		return nil, statusError(req.URL, resp)
 	}
-	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+	if err := web.EncodingError(req.URL, resp); err != nil {
 		resp.Body.Close()
-		return nil, &model.Error{Reason: "Encoded", Final: true,
-			Text: fmt.Sprintf("%s: the server sends Content-Encoding %q unasked: turn compression off there", bare(req.URL), enc)}
+		return nil, err
 	}
 	return resp, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -56,17 +57,17 @@ func checkAnswer(u *url.URL, resp *http.Response, f model.File, offset, length i
 	switch {
 	case resp.StatusCode == http.StatusOK && !whole:
 		return &model.Error{Reason: "RangeIgnored",
-			Text: fmt.Sprintf("%s: the registry sends the whole layer where a range is asked: check what stands between", bare(u))}
+			Text: fmt.Sprintf("%s: the registry sends the whole layer where a range is asked: check what stands between", web.Bare(u))}
 	case resp.StatusCode == http.StatusPartialContent && whole:
-		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: asked for the whole layer, the registry sends a range", bare(u))}
+		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: asked for the whole layer, the registry sends a range", web.Bare(u))}
 	}
 	got := resp.Header.Get("Content-Range")
 	if want := fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, f.Size); !whole && !strings.EqualFold(got, want) {
-		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: want %q, the registry answers with %q", bare(u), want, got)}
+		return &model.Error{Reason: "WrongRange", Text: fmt.Sprintf("%s: want %q, the registry answers with %q", web.Bare(u), want, got)}
 	}
 	if resp.ContentLength != length {
 		return &model.Error{Reason: "WrongLength",
-			Text: fmt.Sprintf("%s: want %d bytes, the registry announces %d", bare(u), length, resp.ContentLength)}
+			Text: fmt.Sprintf("%s: want %d bytes, the registry announces %d", web.Bare(u), length, resp.ContentLength)}
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/registry"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -88,8 +89,11 @@ func (s *Source) document(ctx context.Context, ref model.Ref, at registry.Refere
 		return document{}, statusError(req.URL, resp)
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return document{}, fmt.Errorf("%s: %w", ref, cause)
+	}
 	if err != nil {
-		return document{}, sendError(req.URL, err)
+		return document{}, web.SendError(req.URL, err)
 	}
 	if len(text) > maxManifest {
 		return document{}, badManifest(ref, "larger than 4 MiB")
