@@ -47,6 +47,7 @@ func TestScripts(t *testing.T) {
 		w.Header().Set("ETag", `"1"`)
 		http.ServeContent(w, r, "lost.bin", time.Time{}, strings.NewReader(content))
 	})
+	handleHub(mux, content)
 	split := newShards()
 	mux.Handle("/shards/", split)
 	origin := httptest.NewServer(mux)
