@@ -89,11 +89,12 @@ func progress(m model.Status) string {
 	return string(m.State)
 }
 
+// short is a revision as the node's label and the directory NAME@REVISION have it.
 func short(revision string) string {
-	if len(revision) > 12 {
-		return revision[:12]
+	if revision == "" {
+		return ""
 	}
-	return revision
+	return model.Revision12(revision)
 }
 
 // modelPath is the path of a named model in the agent's API.

@@ -196,7 +196,12 @@ func (l layout) dirs() []string {
 func (l layout) blob(d model.Digest) string {
 	return filepath.Join(l.blobs(), string(d[:2]), string(d))
 }
-func (l layout) visible(name string) string  { return filepath.Join(l.byName(), name) }
+func (l layout) visible(name string) string { return filepath.Join(l.byName(), name) }
+
+// revision uses a letter that CheckName keeps out of names.
+func (l layout) revision(r *record) string {
+	return l.visible(r.Name) + "@" + model.Revision12(r.Revision)
+}
 func (l layout) partial(name string) string  { return filepath.Join(l.partials(), name) }
 func (l layout) manifest(name string) string { return filepath.Join(l.manifests(), name+".json") }
 
@@ -207,19 +212,21 @@ func (l layout) state(name string) string { return filepath.Join(l.states(), nam
 // isScratch reports whether a name in by-name is one of scratch's, or probe's.
 func isScratch(name string) bool {
 	of, n, ok := strings.Cut(strings.TrimPrefix(name, "."), ".tmp-")
+	of, _, _ = strings.Cut(of, "@")
 	_, err := strconv.Atoi(n)
 	return name == ".probe" || strings.HasPrefix(name, ".") && ok && err == nil && model.CheckName(of) == nil
 }
 
-// scratch is a name beside the visible one that nobody has; a dot first, so that Open sweeps it.
-func (l layout) scratch(name string) (string, error) {
+// scratch is a name beside a visible directory that nobody has; a dot first, so that Open sweeps it.
+func (l layout) scratch(dir string) (string, error) {
+	in, name := filepath.Split(dir)
 	for i := range 1000 {
-		p := filepath.Join(l.byName(), fmt.Sprintf(".%s.tmp-%d", name, i))
+		p := filepath.Join(in, fmt.Sprintf(".%s.tmp-%d", name, i))
 		if _, err := os.Lstat(p); errors.Is(err, os.ErrNotExist) {
 			return p, nil
 		}
 	}
-	return "", fmt.Errorf("%s is full of leftovers of %s", l.byName(), name)
+	return "", fmt.Errorf("%s is full of leftovers of %s", in, name)
 }
 
 // bytesText is a size for people, in the decimal units that disks and hubs use.

@@ -145,6 +145,11 @@ func TestEveryStepOnDiskMayFailOrBeTheLast(t *testing.T) {
 func check(t *testing.T, root string, o *origin, one, two, other map[string][]byte) {
 	t.Helper()
 	l := layout(root)
+	for revision, files := range map[string]map[string][]byte{"a@r1": one, "a@r2": two, "b@r1": other} {
+		if _, err := os.Stat(l.visible(revision)); err == nil {
+			holds(t, root, revision, files)
+		}
+	}
 	if _, err := os.Stat(l.visible("a")); err == nil {
 		revision := one
 		if _, new := tree(t, l.visible("a"))["y/z"]; new {
@@ -160,6 +165,7 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	for _, m := range c.Get().Models {
 		if m.State == model.Ready {
 			require.NotNil(t, tree(t, l.visible(m.Name)), "said to be ready")
+			require.Equal(t, tree(t, l.visible(m.Name)), tree(t, l.visible(m.Name+"@"+m.Revision)), "the revision, too")
 		}
 	}
 	inv := c.Get()
@@ -175,6 +181,7 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	synctest.Wait()
 	stop()
 	holds(t, root, "a", two)
+	holds(t, root, "a@r2", two)
 	tidy(t, root, two)
 	var size int64
 	for _, b := range two {

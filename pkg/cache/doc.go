@@ -3,7 +3,7 @@
 //
 // Invariants, each with a test that tries to break it:
 //
-//  1. A visible model (a directory in models/by-name) is complete and verified.
+//  1. A visible model (a directory in models/) is complete and verified.
 //  2. A crash at any instruction leaves only partial downloads to resume and leftovers to sweep.
 //  3. Reserved + used never passes the limit, and the reservation comes before the first byte.
 //  4. One process owns the directory.
@@ -12,7 +12,8 @@
 // Layout under Config.Root, which is one filesystem, because models are hard links of blobs:
 //
 //	models/by-name/<name>/            what pods mount, read-only; appears and changes in one rename
-//	store/blobs/sha256/ab/<hex>       content; its link count is its number of users, plus one
+//	models/by-name/<name>@<rev12>/    the same for pods that pin; goes with the revision
+//	store/blobs/sha256/ab/<hex>       content; with a link count of one nobody uses it
 //	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal: how far
 //	                                  each range has come, and the state of the hash)
 //	store/manifests/<name>.json       what the visible directory holds; <name>+next.json while it is exchanged

@@ -173,7 +173,7 @@ func (s *said) opened() ([]string, error) {
 	return names, nil
 }
 
-func (s *said) watch(name, _ string) error {
+func (s *said) watch(name string, _ ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watches = append(s.watches, name)
@@ -279,7 +279,7 @@ func tree(t *testing.T, root string) map[string][]byte {
 	return files
 }
 
-// holds fails unless the visible model is exactly these files.
+// holds fails unless the visible model, or model@revision, is exactly these files.
 func holds(t *testing.T, root, name string, want map[string][]byte) {
 	t.Helper()
 	got := tree(t, layout(root).visible(name))
@@ -304,9 +304,9 @@ func tidy(t *testing.T, root string, models ...map[string][]byte) {
 	}
 	require.Equal(t, want, got, "blobs")
 	require.Empty(t, tree(t, l.partials()), "partial downloads")
-	for _, d := range []string{l.byName(), l.manifests()} {
+	for d, n := range map[string]int{l.byName(): 2 * len(models), l.manifests(): len(models)} {
 		entries, err := os.ReadDir(d)
 		require.NoError(t, err)
-		require.Len(t, entries, len(models), fmt.Sprint(d, entries))
+		require.Len(t, entries, n, fmt.Sprint(d, entries))
 	}
 }

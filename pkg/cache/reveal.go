@@ -18,8 +18,9 @@ import (
 )
 
 // reveal makes a complete job the visible model. In this order, each step durable before the next: the
-// blobs have their names; a directory of links is built aside; the manifest says what it holds; one
-// rename or exchange shows it. After a crash the next Open takes what is visible for what it is.
+// blobs have their names; the revision is shown under its own name, so that whoever finds the model finds
+// that too; a directory of links is built aside; the manifest says what it holds; one rename or exchange
+// shows it. After a crash the next Open takes what is visible for what it is.
 func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	c.links.Lock()
 	defer c.links.Unlock()
@@ -31,16 +32,22 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	if err := c.nameBlobs(j); err != nil {
 		return fmt.Errorf("store the files of model %s: %w", e.name, err)
 	}
-	aside, err := c.at.scratch(e.name)
+	aside, err := c.at.scratch(c.at.visible(e.name))
 	if err != nil {
 		return err
 	}
-	if err := c.show(aside, r); err != nil {
-		return errors.Join(fmt.Errorf("publish model %s: %w", e.name, err), c.disk.RemoveTree(aside))
+	c.mu.Lock()
+	old := e.visible
+	c.mu.Unlock()
+	err = c.showRevision(r)
+	if err == nil {
+		err = c.show(aside, r)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("publish model %s: %w", e.name, err), c.disk.RemoveTree(aside), c.unshowRevision(r, old))
 	}
 
 	c.mu.Lock()
-	old := e.visible
 	e.visible, e.job = r, nil
 	for _, s := range j.slots {
 		c.blobs[s.sum] = s.file.Size
@@ -52,7 +59,7 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	c.mu.Unlock()
 
 	// The model is visible. What fails from here on is swept by the next Open.
-	err = errors.Join(err, c.disk.RemoveTree(aside), c.disk.RemoveTree(j.dir))
+	err = errors.Join(err, c.disk.RemoveTree(aside), c.hideRevisions(e.name, r, old), c.disk.RemoveTree(j.dir))
 	if old != nil {
 		for _, f := range old.Files {
 			err = errors.Join(err, c.dropOrphan(f.Digest))
@@ -103,13 +110,13 @@ func (c *Cache) syncDirs(dirs map[string]bool) error {
 	return nil
 }
 
-// show builds the directory of r aside and makes it the visible one.
-func (c *Cache) show(aside string, r *record) error {
+// build makes a directory of links of blobs, read-only and synced.
+func (c *Cache) build(aside string, files []model.File) error {
 	dirs := map[string]bool{aside: true}
 	if err := c.disk.MkdirAll(aside, 0o755); err != nil {
 		return err
 	}
-	for _, f := range r.Files {
+	for _, f := range files {
 		to := filepath.Join(aside, filepath.FromSlash(f.Path))
 		for dir := filepath.Dir(to); !dirs[dir]; dir = filepath.Dir(dir) {
 			dirs[dir] = true
@@ -126,7 +133,12 @@ func (c *Cache) show(aside string, r *record) error {
 			return err
 		}
 	}
-	if err := c.syncDirs(dirs); err != nil {
+	return c.syncDirs(dirs)
+}
+
+// show builds the directory of r aside and makes it the visible one.
+func (c *Cache) show(aside string, r *record) error {
+	if err := c.build(aside, r.Files); err != nil {
 		return err
 	}
 	if err := writeJSON(c.disk, c.at.next(r.Name), r, 0o644); err != nil {

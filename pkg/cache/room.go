@@ -201,7 +201,10 @@ func (c *Cache) erase(ctx context.Context, name string, r *record) error {
 	}
 	c.links.Lock()
 	defer c.links.Unlock()
-	if err := c.hide(name); err != nil {
+	if err := c.hide(c.at.visible(name)); err != nil {
+		return err
+	}
+	if err := c.hideRevisions(name, nil, r); err != nil {
 		return err
 	}
 	if err := c.disk.Remove(c.at.manifest(name)); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
@@ -85,7 +86,7 @@ func (c *Cache) scanModels() error {
 	for _, path := range pending {
 		name := strings.TrimSuffix(filepath.Base(path), "+next.json")
 		var r record
-		if readJSON(path, &r) == nil && c.matches(name, &r) {
+		if readJSON(path, &r) == nil && r.Name == name && c.matches(c.at.visible(name), r.Files) {
 			err = errors.Join(c.disk.Rename(path, c.at.manifest(name)), c.disk.SyncDir(c.at.manifests()))
 		} else {
 			err = c.disk.Remove(path)
@@ -101,12 +102,12 @@ func (c *Cache) scanModels() error {
 	for _, name := range manifests {
 		var r record
 		err := readJSON(c.at.manifest(name), &r)
-		if err == nil && c.matches(name, &r) {
+		if err == nil && r.Name == name && c.matches(c.at.visible(name), r.Files) {
 			c.entry(name).visible = &r
 			continue
 		}
 		c.log.Warn("dropping a model that is not what its manifest says", "model", name, "err", err)
-		if err := errors.Join(c.hide(name), c.disk.Remove(c.at.manifest(name))); err != nil {
+		if err := errors.Join(c.hide(c.at.visible(name)), c.disk.Remove(c.at.manifest(name))); err != nil {
 			return err
 		}
 	}
@@ -123,14 +124,13 @@ func (c *Cache) scanVisible() error {
 	var foreign []string
 	for _, e := range entries {
 		name := e.Name()
-		known := c.models[name]
 		switch {
-		case known != nil && known.visible != nil:
+		case c.current(name):
 		case isScratch(name):
 			err = c.disk.RemoveTree(filepath.Join(c.at.byName(), name))
 		case c.ours(name):
-			c.log.Warn("dropping a model directory without a manifest", "model", name)
-			err = c.hide(name)
+			c.log.Warn("dropping a directory of a model or a revision that is not there", "dir", name)
+			err = c.hide(c.at.visible(name))
 		default:
 			foreign = append(foreign, name)
 			c.foreign += weigh(filepath.Join(c.at.byName(), name))
@@ -139,6 +139,9 @@ func (c *Cache) scanVisible() error {
 			return err
 		}
 	}
+	if err := c.showRevisions(); err != nil {
+		return err
+	}
 	if len(foreign) > 0 {
 		c.log.Warn("leaving alone what this cache did not make; it counts against the limit",
 			"dir", c.at.byName(), "entries", foreign[:min(len(foreign), 10)], "count", len(foreign), "bytes", c.foreign)
@@ -146,10 +149,20 @@ func (c *Cache) scanVisible() error {
 	return nil
 }
 
+// current reports whether a directory in by-name is a visible model's, or its revision's.
+func (c *Cache) current(name string) bool {
+	of, _, isRevision := strings.Cut(name, "@")
+	e := c.models[of]
+	if e == nil || e.visible == nil {
+		return false
+	}
+	return !isRevision || c.at.visible(name) == c.at.revision(e.visible) && c.ours(name)
+}
+
 // ours reports whether a directory in by-name was made by this cache: its store knows the name, or the
 // first file in it is a blob.
 func (c *Cache) ours(name string) bool {
-	if model.CheckName(name) != nil {
+	if of, _, _ := strings.Cut(name, "@"); model.CheckName(of) != nil {
 		return false
 	}
 	if exists(c.at.manifest(name)) || exists(c.at.next(name)) {
@@ -168,12 +181,18 @@ func (c *Cache) ours(name string) bool {
 	if first == nil {
 		return false
 	}
+	c.mu.Lock()
+	var alike []model.Digest
 	for d, size := range c.blobs {
-		if blob, err := os.Lstat(c.at.blob(d)); size == first.Size() && err == nil && os.SameFile(first, blob) {
-			return true
+		if size == first.Size() {
+			alike = append(alike, d)
 		}
 	}
-	return false
+	c.mu.Unlock()
+	return slices.ContainsFunc(alike, func(d model.Digest) bool {
+		blob, err := os.Lstat(c.at.blob(d))
+		return err == nil && os.SameFile(first, blob)
+	})
 }
 
 // weigh is the bytes of the files under path, as far as they can be seen.
@@ -199,29 +218,26 @@ func (c *Cache) inTheWay(e *entry) error {
 		"%s is there already and not of this cache: move it away, or give the model another name", path)}
 }
 
-// hide takes a model's directory out of sight in one step and then deletes it.
-func (c *Cache) hide(name string) error {
-	if !exists(c.at.visible(name)) {
+// hide takes a directory out of sight in one step and then deletes it.
+func (c *Cache) hide(dir string) error {
+	if !exists(dir) {
 		return nil
 	}
-	aside, err := c.at.scratch(name)
+	aside, err := c.at.scratch(dir)
 	if err != nil {
 		return err
 	}
-	if err := c.disk.Rename(c.at.visible(name), aside); err != nil {
+	if err := c.disk.Rename(dir, aside); err != nil {
 		return err
 	}
-	return errors.Join(c.disk.SyncDir(c.at.byName()), c.disk.RemoveTree(aside))
+	return errors.Join(c.disk.SyncDir(filepath.Dir(dir)), c.disk.RemoveTree(aside))
 }
 
-// matches reports whether the visible directory of a model holds exactly the files of r. It trusts the
-// size of a blob and not its content: see Verify.
-func (c *Cache) matches(name string, r *record) bool {
-	root, want := c.at.visible(name), map[string]model.File{}
-	if r.Name != name {
-		return false
-	}
-	for _, f := range r.Files {
+// matches reports whether a directory holds exactly these files, as links of blobs. It trusts the size of
+// a blob and not its content: see Verify.
+func (c *Cache) matches(root string, files []model.File) bool {
+	want := map[string]model.File{}
+	for _, f := range files {
 		if d, err := model.ParseDigest(string(f.Digest)); err != nil || d != f.Digest {
 			return false
 		}

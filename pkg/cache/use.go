@@ -14,7 +14,7 @@ const (
 // opens tells which models had a file opened. Nothing in it waits. It is used by one goroutine.
 type opens interface {
 	// watch has the directories of a model watched, until a file in one of them is opened or they are gone.
-	watch(name, dir string) error
+	watch(name string, dirs ...string) error
 	// opened names the models that had a file opened since the last call.
 	opened() ([]string, error)
 	close() error
@@ -93,7 +93,7 @@ func (u *uses) look() {
 		if ok && (w.again.IsZero() || w.again.After(now)) {
 			continue
 		}
-		if e := u.opens.watch(name, u.c.at.visible(name)); e != nil {
+		if e := u.opens.watch(name, u.c.at.visible(name), u.c.at.revision(r)); e != nil {
 			err = e
 		}
 		u.watched[name] = watched{record: r}

@@ -35,8 +35,16 @@ func watchOpens() (opens, error) {
 	return &inotify{fd: fd, models: map[int32]string{}, of: map[string][]int32{}, buf: make([]byte, 64<<10)}, nil
 }
 
-func (i *inotify) watch(name, dir string) error {
+func (i *inotify) watch(name string, dirs ...string) error {
 	i.forget(name)
+	var errs []error
+	for _, dir := range dirs {
+		errs = append(errs, i.add(name, dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (i *inotify) add(name, dir string) error {
 	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -58,7 +58,7 @@ func For(in Input) map[string]string {
 	if in.Inventory != nil {
 		for _, m := range in.Inventory.Models {
 			if m.State == model.Ready {
-				l[ModelKey(m.Name)] = revision12(m.Revision)
+				l[ModelKey(m.Name)] = model.Revision12(m.Revision)
 			}
 		}
 	}

@@ -37,12 +37,3 @@ func fit(s string, limit int) string {
 	tail := "-" + hex.EncodeToString(sum[:4])
 	return s[:limit-len(tail)] + tail
 }
-
-// revision12 is a revision as short as the cache's directory names have it.
-func revision12(revision string) string {
-	s := sanitise(revision)
-	if s = trim(s[:min(len(s), 12)]); s == "" {
-		return unknown
-	}
-	return s
-}

@@ -99,6 +99,24 @@ func CheckName(name string) error {
 	return nil
 }
 
+// Revision12 is a revision as short as labels and directories have it: at most 12 letters, digits, "-",
+// "_" and "." of it, a letter or digit first and last, without the "sha256:" of a digest; "unknown" where
+// nothing is left.
+func Revision12(revision string) string {
+	s := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune("-_.", r):
+			return r
+		}
+		return -1
+	}, strings.TrimPrefix(revision, "sha256:"))
+	s = strings.TrimLeft(s, "-_.")
+	if s = strings.TrimRight(s[:min(len(s), 12)], "-_."); s == "" {
+		return "unknown"
+	}
+	return s
+}
+
 // Spec is one model that this node should hold.
 type Spec struct {
 	Name   string

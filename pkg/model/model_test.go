@@ -131,3 +131,13 @@ type wrap struct{ err error }
 
 func (w wrap) Error() string { return "wrapped" }
 func (w wrap) Unwrap() error { return w.err }
+
+func TestRevision12FitsLabelsAndDirectories(t *testing.T) {
+	for in, want := range map[string]string{
+		"0123456789abcdef0123456789abcdef01234567": "0123456789ab", "r1": "r1", "sha256:" + hex64: "0123456789ab",
+		`"etag-5"`: "etag-5", "../../../etc": "etc", "v1.2.3-rc.11x": "v1.2.3-rc.11", "0123456789.-x": "0123456789",
+		"": "unknown", "日本": "unknown",
+	} {
+		require.Equal(t, want, model.Revision12(in), "%q", in)
+	}
+}
