@@ -71,8 +71,8 @@ func (w *Writer) Run(ctx context.Context) error {
 		snapshot, changed := w.snapshots.Watch()
 		w.act(ctx, snapshot)
 		wait := lookEvery
-		if w.backoff > 0 {
-			wait = min(wait, time.Until(w.due))
+		if next := time.Until(w.due); next > 0 { // one that has passed was answered by act: nothing is to be tried
+			wait = min(wait, next)
 		}
 		timer := time.NewTimer(wait)
 		select {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,6 +304,59 @@ func TestAFailureIsTriedAgainWithBackoffAndLeavesTheFiles(t *testing.T) {
 		require.NoError(t, w.Err())
 		require.Empty(t, w.Missing(s))
 	})
+}
+
+// looks counts how often the writer asks for the newest snapshot.
+type looks struct {
+	watch.Value[*gpu.Snapshot]
+	n    atomic.Int64
+	stop func()
+}
+
+func (l *looks) Watch() (*gpu.Snapshot, <-chan struct{}) {
+	if l.n.Add(1) > 10_000 {
+		l.stop() // a loop that never rests keeps the clock of the bubble from moving
+	}
+	return l.Value.Watch()
+}
+
+func TestWhatCannotBeTriedAgainAfterAFailureIsWaitedFor(t *testing.T) {
+	for name, breaks := range map[string]func(*testing.T, *node, *looks){
+		"no driver": func(_ *testing.T, _ *node, l *looks) { l.Set(&gpu.Snapshot{Driver: gpu.Driver{Error: "gone"}}) },
+		"no hook": func(t *testing.T, n *node, _ *looks) {
+			require.NoError(t, os.RemoveAll(filepath.Join(n.DriverRootMount, "usr")))
+		},
+		"a foreign file": func(t *testing.T, n *node, _ *looks) {
+			n.file(t, filepath.Join(n.Dir, "k8s.device-plugin.nvidia.com-gpu.json"), "{", 0o600)
+		},
+		"as it was before": func(_ *testing.T, _ *node, l *looks) { l.Set(snapshot("550.163.01", "GPU-a", "GPU-b")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, l := newNode(t), &looks{}
+				l.Set(n.snapshots.Get())
+				w, err := cdi.New(n.Config, l)
+				require.NoError(t, err)
+				ctx, stop := context.WithCancel(t.Context())
+				l.stop = stop
+				ended := make(chan error, 1)
+				go func() { ended <- w.Run(ctx) }()
+				synctest.Wait()
+				n.twin.set(nil, errors.New("signal: killed"))
+				l.Set(snapshot("570.1", "GPU-a", "GPU-b"))
+				synctest.Wait()
+				require.Error(t, w.Err())
+
+				breaks(t, n, l)
+				before := l.n.Load()
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				require.Less(t, l.n.Load()-before, int64(70), "once a minute is enough")
+				stop()
+				require.NoError(t, <-ended)
+			})
+		})
+	}
 }
 
 func TestAForeignSpecIsNeverReplaced(t *testing.T) {
