@@ -23,7 +23,11 @@ type slot struct {
 	hung     bool      // the pending sample missed its deadline
 	heard    bool      // it answered or missed its deadline at least once
 	last     answer    // the last final one
-	early    []event   // that came before it was known who sits here
+
+	doubted   *answer // the last one, while it may be the driver's and not the GPU's: see doubt
+	doubtedAt time.Time
+
+	early []event // that came before it was known who sits here
 }
 
 const (
@@ -38,7 +42,7 @@ const (
 // session runs one session: it starts a reader per GPU and the listener, and publishes what they say until
 // ctx is done (nil) or the driver must be opened again (why).
 func (m *Monitor) session(ctx context.Context, s session, count int, inv *inventory) error {
-	f := &follower{Monitor: m, inv: inv, slots: make([]slot, count)}
+	f := &follower{Monitor: m, inv: inv, slots: make([]slot, count), recount: make(chan struct{}, 1)}
 	quit := make(chan struct{})
 	answers, notices := make(chan answer), make(chan notice)
 	var callers sync.WaitGroup
@@ -48,7 +52,7 @@ func (m *Monitor) session(ctx context.Context, s session, count int, inv *invent
 		callers.Go(func() { r.run(quit, answers) })
 	}
 	callers.Go(func() { listen(s, quit, notices) })
-	callers.Go(func() { countGPUs(s, m.interval, quit, notices) })
+	callers.Go(func() { countGPUs(s, m.interval, f.recount, quit, notices) })
 
 	err := f.loop(ctx, answers, notices)
 
@@ -78,8 +82,9 @@ type follower struct {
 	*Monitor
 	inv     *inventory
 	slots   []slot
-	settled bool // every slot was heard of: the inventory may be shown
-	dirty   bool // something is not published yet
+	recount chan struct{} // has the GPUs counted at once
+	settled bool          // every slot was heard of: the inventory may be shown
+	dirty   bool          // something is not published yet
 
 	strays  int // events of no known GPU since strayed
 	strayed time.Time
@@ -198,6 +203,10 @@ func (f *follower) expire() (urgent bool) {
 		if !s.pending || s.hung || now.Before(s.deadline) {
 			continue
 		}
+		if s.doubted != nil { // nobody else says that the driver is gone
+			urgent = f.believe(s.doubtedAt) || urgent
+			continue
+		}
 		s.hung, s.heard = true, true
 		if s.gpu != nil {
 			before := s.gpu.verdict()
@@ -211,31 +220,36 @@ func (f *follower) expire() (urgent bool) {
 
 // take takes over an answer.
 func (f *follower) take(a answer) (urgent bool, err error) {
-	if a.fault.driverGone() {
-		return false, errors.New(a.fault.explain())
-	}
 	s := &f.slots[a.index]
+	if a.fault.driverGone() {
+		return false, f.doubt(s, a)
+	}
+	return f.accept(s, a), nil
+}
+
+// accept takes over an answer that is the GPU's own.
+func (f *follower) accept(s *slot, a answer) (urgent bool) {
 	s.heard, f.dirty = true, true
 	if a.identified {
 		urgent = f.identify(s, a)
 	}
 	if !a.final {
-		return urgent, nil
+		return urgent
 	}
 	late := s.hung
 	s.pending, s.hung, s.last = false, false, a
 	if late && a.fault == success {
 		// Its readings are as old as the call was stuck. It stays hung until it answers in time.
 		f.ask(s)
-		return urgent, nil
+		return urgent
 	}
 	if s.gpu == nil {
-		return urgent, nil
+		return urgent
 	}
 	before := s.gpu.verdict()
 	changed := f.inv.read(s.gpu, a, s.round, time.Now())
 	f.say(s.gpu, before)
-	return urgent || changed, nil
+	return urgent || changed
 }
 
 // identify notes who sits in a slot.
@@ -329,6 +343,8 @@ func (f *follower) hear(n notice) (urgent bool, err error) {
 		return false, errors.New(n.fault.explain())
 	case n.event == nil && n.fault == success && n.count != len(f.slots):
 		return false, fmt.Errorf("%w from %d to %d", errRescan, len(f.slots), n.count)
+	case n.event == nil && n.fault == success:
+		return f.believe(n.asked), nil
 	case n.event == nil:
 		return false, nil
 	}

@@ -173,8 +173,8 @@ func faultHealth(a answer) gpu.Health {
 		h.Needs = gpu.RebootNode
 	case a.fault == errResetRequired:
 		h.Needs = gpu.ResetGPU
-	case !a.identified || a.failures[len(a.failures)-1].op == opMIG:
-		// It has a handle or an index, but does not say who it is or how it is split.
+	case !a.identified || a.fault.driverGone() || a.failures[len(a.failures)-1].op == opMIG:
+		// It has a handle or an index, but does not say who it is or how it is split, or speaks of the driver.
 		h.Reason = gpu.Unreadable
 	}
 	return h

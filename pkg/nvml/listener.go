@@ -10,7 +10,8 @@ const listenFor = time.Second
 type notice struct {
 	event *event
 	count int
-	fault code // of Count
+	asked time.Time // when Count was
+	fault code      // of Count
 }
 
 // listen forwards events until quit is closed, or at once when the driver has none. It makes no other call
@@ -39,12 +40,22 @@ func listen(s session, quit <-chan struct{}, notices chan<- notice) {
 	}
 }
 
-// countGPUs counts the GPUs once an interval until quit is closed. The call may hang with a GPU.
-func countGPUs(s session, interval time.Duration, quit <-chan struct{}, notices chan<- notice) {
-	for idle(interval, quit) {
+// countGPUs counts the GPUs once an interval, and when it is asked to, until quit is closed. The call may hang
+// with a GPU.
+func countGPUs(s session, interval time.Duration, recount, quit <-chan struct{}, notices chan<- notice) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-recount:
+		case <-quit:
+			return
+		}
+		asked := time.Now()
 		n, c := s.Count()
 		select {
-		case notices <- notice{count: n, fault: c}:
+		case notices <- notice{count: n, asked: asked, fault: c}:
 		case <-quit:
 		}
 	}
