@@ -74,6 +74,10 @@ func recoveryCondition(action uint64) condition {
 	return c
 }
 
+// resets says that a recovery action ends only with a reset of the GPU or a reboot. An end of peer-to-peer work
+// (3) and a recovery of the IMEX domain (5) leave the GPU as it was.
+func resets(action uint64) bool { return action != 0 && action != 3 && action != 5 }
+
 // The states of a GPU's registration with the fabric manager (nvml.h, NVML_GPU_FABRIC_STATE_*).
 const (
 	fabricInProgress = 2

@@ -491,3 +491,50 @@ func TestAGPUThatFlapsWaitsForAnOperator(t *testing.T) {
 		require.Equal(t, 8, m.Get().HealthyCount())
 	})
 }
+
+func TestARebootIsNoWordOfAnOperator(t *testing.T) {
+	k := newNode(t)
+	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+		d.cards[0].remap(false, true)
+		pass(10 * time.Second)
+		d.cards[0].remap(false, false)
+		d.xid(1, 59) // ask support, and the driver has no recovery action
+		pass(time.Minute)
+		require.Equal(t, 6, m.Get().HealthyCount())
+	})
+	k.boot(t, "boot-2")
+	k.play(t, eight, func(t *testing.T, m *Monitor, _ *script) {
+		pass(time.Hour)
+		require.Equal(t, gpu.RowRemapFailed, m.Get().Devices[0].Health.Reason)
+		require.Equal(t, gpu.XID, m.Get().Devices[1].Health.Reason)
+	})
+}
+
+func TestARecoveryActionThatResetsNothingIsNoEvidenceOfAReset(t *testing.T) {
+	for _, action := range []uint64{3, 5} {
+		t.Run(fmt.Sprint(action), func(t *testing.T) {
+			play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+				c := d.cards[4]
+				c.recovery(action)
+				pass(10 * time.Second)
+				d.xid(4, 95)
+				pass(time.Minute)
+				c.recovery(0)
+				pass(time.Hour)
+				h := m.Get().Devices[4].Health
+				require.Equal(t, gpu.XID, h.Reason)
+				require.NotContains(t, h.Text, "recovery action", "that one is over")
+
+				c.recovery(action)
+				pass(time.Minute)
+				c.recovery(1)
+				pass(time.Minute)
+				c.recovery(action)
+				pass(time.Minute)
+				c.recovery(0)
+				pass(time.Minute)
+				require.True(t, m.Get().Devices[4].Health.OK(), "a reset was asked for, and is not any more")
+			})
+		})
+	}
+}

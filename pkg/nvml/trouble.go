@@ -55,8 +55,8 @@ type marks struct {
 	// removed and rescanned, or the module loaded anew.
 	Binding uint64 `json:"binding,omitempty"`
 
-	// From the driver; only ever raised. A fall is the evidence.
-	Action  uint64 `json:"action,omitempty"`  // field 230
+	// From the driver. A fall is the evidence.
+	Action  uint64 `json:"action,omitempty"`  // field 230; of two, the newest that resets
 	ECC     uint64 `json:"ecc,omitempty"`     // volatile uncorrected errors
 	Pending bool   `json:"pending,omitempty"` // a row waits to be remapped
 }
@@ -87,10 +87,13 @@ func factsOf(s *gpu.Stats, m marks, held bool) facts {
 
 // witness looks for evidence in a sample. What it returns is for people; empty when there is none.
 func (t *trouble) witness(f facts) string {
+	if t.Until == provenByOperator {
+		return ""
+	}
 	if f.Boot != "" && t.At.Boot != "" && f.Boot != t.At.Boot {
 		return "the node was rebooted"
 	}
-	if t.Until == provenReboot || t.Until == provenByOperator {
+	if t.Until == provenReboot {
 		return ""
 	}
 	switch at := t.At; {
@@ -98,7 +101,7 @@ func (t *trouble) witness(f facts) string {
 		return fmt.Sprintf("the driver was upgraded from %s to %s", at.Driver, f.Driver)
 	case f.Binding != 0 && at.Binding != 0 && f.Binding != at.Binding:
 		return "the kernel driver was bound to the GPU anew"
-	case at.Action != 0 && f.stats.RecoveryAction != nil && f.Action == 0:
+	case resets(at.Action) && f.stats.RecoveryAction != nil && f.Action == 0:
 		return fmt.Sprintf("the driver's recovery action fell from %d to none", at.Action)
 	case f.held && f.stats.ECCUncorrectedVolatile != nil && f.ECC < at.ECC:
 		return "the GPU's volatile error counters were cleared"
@@ -131,7 +134,9 @@ func (t *trouble) note(f facts) {
 	if at.Binding == 0 {
 		at.Binding = f.Binding
 	}
-	at.Action = max(at.Action, f.Action)
+	if resets(f.Action) {
+		at.Action = f.Action
+	}
 	if !f.held {
 		at.ECC, at.Pending = 0, false
 	}
