@@ -188,9 +188,10 @@ func (l layout) partials() string  { return l.join("store", "partial") }
 func (l layout) manifests() string { return l.join("store", "manifests") }
 func (l layout) states() string    { return l.join("store", "state") }
 func (l layout) byName() string    { return l.join("models", "by-name") }
+func (l layout) hub() string       { return l.join("models", "hub") }
 
 func (l layout) dirs() []string {
-	return []string{l.byName(), l.blobs(), l.partials(), l.manifests(), l.states()}
+	return []string{l.byName(), l.hub(), l.blobs(), l.partials(), l.manifests(), l.states()}
 }
 
 func (l layout) blob(d model.Digest) string {
@@ -202,6 +203,18 @@ func (l layout) visible(name string) string { return filepath.Join(l.byName(), n
 func (l layout) revision(r *record) string {
 	return l.visible(r.Name) + "@" + model.Revision12(r.Revision)
 }
+
+const repositoryPrefix = "models--"
+
+// repository is where clients of the hub look for one.
+func (l layout) repository(name string) string {
+	return filepath.Join(l.hub(), repositoryPrefix+strings.ReplaceAll(name, "/", "--"))
+}
+
+// snapshot is where clients of the hub look for what r holds.
+func (l layout) snapshot(r *record) string {
+	return filepath.Join(l.repository(r.Hub.Repo), "snapshots", r.Revision)
+}
 func (l layout) partial(name string) string  { return filepath.Join(l.partials(), name) }
 func (l layout) manifest(name string) string { return filepath.Join(l.manifests(), name+".json") }
 
@@ -209,12 +222,13 @@ func (l layout) manifest(name string) string { return filepath.Join(l.manifests(
 func (l layout) next(name string) string  { return filepath.Join(l.manifests(), name+"+next.json") }
 func (l layout) state(name string) string { return filepath.Join(l.states(), name+".json") }
 
-// isScratch reports whether a name in by-name is one of scratch's, or probe's.
+// isScratch reports whether a name in by-name or hub is one of scratch's, or probe's.
 func isScratch(name string) bool {
 	of, n, ok := strings.Cut(strings.TrimPrefix(name, "."), ".tmp-")
 	of, _, _ = strings.Cut(of, "@")
 	_, err := strconv.Atoi(n)
-	return name == ".probe" || strings.HasPrefix(name, ".") && ok && err == nil && model.CheckName(of) == nil
+	ours := model.CheckName(of) == nil || strings.HasPrefix(of, repositoryPrefix)
+	return name == ".probe" || strings.HasPrefix(name, ".") && ok && err == nil && ours
 }
 
 // scratch is a name beside a visible directory that nobody has; a dot first, so that Open sweeps it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -39,8 +40,9 @@ func (f *fault) step(string, string) error {
 // when the fault strikes and it is not alone.
 func scene(t *testing.T, root string, o *origin, f *fault, one, two, other map[string][]byte) {
 	t.Helper()
-	o.put("a", "r1", one)
-	o.put("b", "r1", other)
+	o.hub["a"], o.hub["b"] = model.Hub{Repo: "org/m", Revision: "main"}, model.Hub{Repo: "org/m", Revision: "v1"}
+	o.put("a", commit1, one)
+	o.put("b", commit1, other)
 	cfg := config(root)
 	cfg.Streams = 1
 	cfg.disk.Fault = f.step
@@ -93,16 +95,16 @@ func scene(t *testing.T, root string, o *origin, f *fault, one, two, other map[s
 			}
 		}
 	}
-	if !until(is("a", "r1")) {
+	if !until(is("a", commit1)) {
 		return
 	}
 	try(func() error { return ask(t, c, spec("b", "b")) })
-	if !until(is("b", "r1")) {
+	if !until(is("b", commit1)) {
 		return
 	}
-	o.put("a", "r2", two)
+	o.put("a", commit2, two)
 	try(func() error { return ask(t, c, spec("a", "a")) })
-	if !until(is("a", "r2")) {
+	if !until(is("a", commit2)) {
 		return
 	}
 	try(func() error {
@@ -145,7 +147,8 @@ func TestEveryStepOnDiskMayFailOrBeTheLast(t *testing.T) {
 func check(t *testing.T, root string, o *origin, one, two, other map[string][]byte) {
 	t.Helper()
 	l := layout(root)
-	for revision, files := range map[string]map[string][]byte{"a@r1": one, "a@r2": two, "b@r1": other} {
+	serves(t, root, "org/m", map[string][]map[string][]byte{commit1: {one, other, both(one, other)}, commit2: {two}})
+	for revision, files := range map[string]map[string][]byte{"a@111111111111": one, "a@222222222222": two, "b@111111111111": other} {
 		if _, err := os.Stat(l.visible(revision)); err == nil {
 			holds(t, root, revision, files)
 		}
@@ -160,12 +163,20 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	if _, err := os.Stat(l.visible("b")); err == nil {
 		holds(t, root, "b", other)
 	}
-	o.put("a", "r2", two)
+	o.put("a", commit2, two)
 	c := open(t, config(root), o)
 	for _, m := range c.Get().Models {
 		if m.State == model.Ready {
 			require.NotNil(t, tree(t, l.visible(m.Name)), "said to be ready")
-			require.Equal(t, tree(t, l.visible(m.Name)), tree(t, l.visible(m.Name+"@"+m.Revision)), "the revision, too")
+			require.Equal(t, tree(t, l.visible(m.Name)), tree(t, l.visible(m.Name+"@"+m.Revision[:12])), "the revision, too")
+		}
+	}
+	serves(t, root, "org/m", map[string][]map[string][]byte{commit1: {one, other, both(one, other)}, commit2: {two}})
+	for name, ref := range map[string]string{"a": "main", "b": "v1"} {
+		if m := c.Get().Model(name); m != nil && m.State == model.Ready {
+			text, err := os.ReadFile(filepath.Join(l.repository("org/m"), "refs", ref))
+			require.NoError(t, err)
+			require.Equal(t, m.Revision, string(text))
 		}
 	}
 	inv := c.Get()
@@ -173,7 +184,7 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	c.Want([]model.Spec{spec("a", "a")})
 	stop := run(t, c)
 	require.NoError(t, ask(t, c, spec("a", "a")))
-	wait(t, c, "a", func(s *model.Status) bool { return s != nil && s.State == model.Ready && s.Revision == "r2" })
+	wait(t, c, "a", func(s *model.Status) bool { return s != nil && s.State == model.Ready && s.Revision == commit2 })
 	if m := c.Get().Model("b"); m != nil {
 		require.NoError(t, c.Remove(t.Context(), "b", false))
 	}
@@ -181,8 +192,13 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	synctest.Wait()
 	stop()
 	holds(t, root, "a", two)
-	holds(t, root, "a@r2", two)
+	holds(t, root, "a@222222222222", two)
 	tidy(t, root, two)
+	entries, err := os.ReadDir(l.hub())
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	require.Equal(t, []string{"refs/main", "snapshots/" + commit2, "trees/" + commit2 + ".json"}, outline(t, l.repository("org/m")))
+	serves(t, root, "org/m", map[string][]map[string][]byte{commit2: {two}})
 	var size int64
 	for _, b := range two {
 		size += int64(len(b))

@@ -13,6 +13,7 @@
 //
 //	models/by-name/<name>/            what pods mount, read-only; appears and changes in one rename
 //	models/by-name/<name>@<rev12>/    the same for pods that pin; goes with the revision
+//	models/hub/models--org--name/     of what is from a hub: refs, snapshots/<commit>, trees, for HF_HUB_CACHE
 //	store/blobs/sha256/ab/<hex>       content; with a link count of one nobody uses it
 //	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal: how far
 //	                                  each range has come, and the state of the hash)

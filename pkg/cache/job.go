@@ -275,10 +275,13 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 	if visible != nil {
 		m.Files = trust(m.Files, visible.Files)
 		if m.Revision == visible.Revision && slices.Equal(m.Files, visible.Files) {
-			return nil, c.same(e, ref)
+			return nil, c.same(e, ref, m.Hub)
 		}
 	}
 	if j != nil && j.plan.Manifest.Revision == m.Revision && slices.Equal(j.plan.Manifest.Files, m.Files) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		j.plan.Manifest.Hub = m.Hub // the reference may be another
 		return j, nil
 	}
 	if err := c.dropPartial(e); err != nil {
@@ -354,14 +357,19 @@ func trust(files, known []model.File) []model.File {
 }
 
 // same notes that the visible model is what ref stands for.
-func (c *Cache) same(e *entry, ref model.Ref) error {
+func (c *Cache) same(e *entry, ref model.Ref, hub model.Hub) error {
 	if err := c.dropPartial(e); err != nil {
 		return err
 	}
 	r := *e.visible // only the worker on e replaces it
-	r.Source, r.Ref = ref.String(), fingerprint(ref)
-	if r.Ref == e.visible.Ref {
+	r.Source, r.Ref, r.Hub = ref.String(), fingerprint(ref), hub
+	if r.Ref == e.visible.Ref && r.Hub == e.visible.Hub {
 		return nil
+	}
+	c.links.Lock()
+	defer c.links.Unlock()
+	if err := c.showHub(e.name, &r, e.visible); err != nil {
+		return err
 	}
 	if err := writeJSON(c.disk, c.at.manifest(e.name), r, 0o644); err != nil {
 		return err

@@ -31,6 +31,7 @@ type origin struct {
 	models    map[string]model.Manifest    // by host
 	content   map[string]map[string][]byte // by host and path
 	asked     []span                       // every Open
+	hub       map[string]model.Hub         // by host
 	onOpen    func(n int, ctx context.Context, f model.File, off, length int64, body []byte) (io.ReadCloser, error, bool)
 	onResolve func(n int, ref model.Ref) (error, bool)
 	resolved  int
@@ -42,7 +43,7 @@ type span struct {
 }
 
 func newOrigin() *origin {
-	return &origin{models: map[string]model.Manifest{}, content: map[string]map[string][]byte{}}
+	return &origin{hub: map[string]model.Hub{}, models: map[string]model.Manifest{}, content: map[string]map[string][]byte{}}
 }
 
 func digest(b []byte) model.Digest {
@@ -60,7 +61,7 @@ func noise(seed uint64, n int) []byte {
 func (o *origin) put(host, revision string, files map[string][]byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	m := model.Manifest{Revision: revision}
+	m := model.Manifest{Revision: revision, Hub: o.hub[host]}
 	for p, b := range files {
 		m.Files = append(m.Files, model.File{Path: p, Size: int64(len(b)), Digest: digest(b), Version: revision})
 	}

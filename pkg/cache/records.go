@@ -22,6 +22,7 @@ type record struct {
 	Source    string       `json:"source"` // for people: without query
 	Ref       string       `json:"ref"`    // fingerprint of the whole reference, whose query may be a secret
 	Revision  string       `json:"revision"`
+	Hub       model.Hub    `json:"hub,omitzero"`
 	Files     []model.File `json:"files"`
 	Published time.Time    `json:"published"`
 }
@@ -96,6 +97,9 @@ func checkManifest(ref model.Ref, m model.Manifest) (model.Manifest, error) {
 	}
 	if len(m.Files) == 0 {
 		return bad("Empty", "no files there: check the path")
+	}
+	if err := checkHub(m); err != nil {
+		return bad("BadPath", "%v", err)
 	}
 	m.Files = slices.Clone(m.Files)
 	slices.SortFunc(m.Files, func(a, b model.File) int { return strings.Compare(a.Path, b.Path) })

@@ -18,14 +18,14 @@ import (
 )
 
 // reveal makes a complete job the visible model. In this order, each step durable before the next: the
-// blobs have their names; the revision is shown under its own name, so that whoever finds the model finds
-// that too; a directory of links is built aside; the manifest says what it holds; one rename or exchange
+// blobs have their names; the revision is shown under its own name and in the hub, so that whoever finds
+// the model finds those too; a directory of links is built aside; the manifest says what it holds; one rename or exchange
 // shows it. After a crash the next Open takes what is visible for what it is.
 func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	c.links.Lock()
 	defer c.links.Unlock()
 	r := &record{Name: e.name, Source: ref.String(), Ref: fingerprint(ref),
-		Revision: j.plan.Manifest.Revision, Files: slices.Clone(j.plan.Manifest.Files), Published: time.Now().UTC()}
+		Revision: j.plan.Manifest.Revision, Hub: j.plan.Manifest.Hub, Files: slices.Clone(j.plan.Manifest.Files), Published: time.Now().UTC()}
 	for i, at := range j.of {
 		r.Files[i].Digest = j.slots[at].sum
 	}
@@ -41,10 +41,14 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	c.mu.Unlock()
 	err = c.showRevision(r)
 	if err == nil {
+		err = c.showHub(e.name, r, old)
+	}
+	if err == nil {
 		err = c.show(aside, r)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("publish model %s: %w", e.name, err), c.disk.RemoveTree(aside), c.unshowRevision(r, old))
+		return errors.Join(fmt.Errorf("publish model %s: %w", e.name, err),
+			c.disk.RemoveTree(aside), c.unshowRevision(r, old), c.showHub(e.name, old, r))
 	}
 
 	c.mu.Lock()
@@ -110,21 +114,34 @@ func (c *Cache) syncDirs(dirs map[string]bool) error {
 	return nil
 }
 
-// build makes a directory of links of blobs, read-only and synced.
-func (c *Cache) build(aside string, files []model.File) error {
+// build makes a directory of links of blobs and of texts, by path, read-only and synced.
+func (c *Cache) build(aside string, files []model.File, texts map[string]string) error {
 	dirs := map[string]bool{aside: true}
 	if err := c.disk.MkdirAll(aside, 0o755); err != nil {
 		return err
 	}
-	for _, f := range files {
-		to := filepath.Join(aside, filepath.FromSlash(f.Path))
+	place := func(path string) (to string, err error) {
+		to = filepath.Join(aside, filepath.FromSlash(path))
 		for dir := filepath.Dir(to); !dirs[dir]; dir = filepath.Dir(dir) {
 			dirs[dir] = true
 		}
-		if err := c.disk.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return to, c.disk.MkdirAll(filepath.Dir(to), 0o755)
+	}
+	for _, f := range files {
+		to, err := place(f.Path)
+		if err == nil {
+			err = c.disk.Link(c.at.blob(f.Digest), to)
+		}
+		if err != nil {
 			return err
 		}
-		if err := c.disk.Link(c.at.blob(f.Digest), to); err != nil {
+	}
+	for path, text := range texts {
+		to, err := place(path)
+		if err == nil {
+			err = c.disk.WriteFile(to, []byte(text), 0o444)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -138,7 +155,7 @@ func (c *Cache) build(aside string, files []model.File) error {
 
 // show builds the directory of r aside and makes it the visible one.
 func (c *Cache) show(aside string, r *record) error {
-	if err := c.build(aside, r.Files); err != nil {
+	if err := c.build(aside, r.Files, nil); err != nil {
 		return err
 	}
 	if err := writeJSON(c.disk, c.at.next(r.Name), r, 0o644); err != nil {

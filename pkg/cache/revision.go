@@ -19,7 +19,7 @@ import (
 // not shared yet.
 func (c *Cache) showRevision(r *record) error {
 	dir := c.at.revision(r)
-	if c.matches(dir, r.Files) {
+	if c.matches(dir, r.Files, nil) {
 		return nil
 	}
 	if exists(dir) && !c.ours(filepath.Base(dir)) {
@@ -30,7 +30,7 @@ func (c *Cache) showRevision(r *record) error {
 	if err != nil {
 		return err
 	}
-	if err = c.build(aside, r.Files); err == nil {
+	if err = c.build(aside, r.Files, nil); err == nil {
 		_, err = c.disk.Publish(aside, dir)
 	}
 	return errors.Join(err, c.disk.RemoveTree(aside))

@@ -181,7 +181,7 @@ func (c *Cache) withdraw(ctx context.Context, e *entry) error {
 	e.removing = true
 	c.publish()
 	c.mu.Unlock()
-	err := c.erase(ctx, e.name, r)
+	err := c.erase(ctx, e, r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.removing = false
@@ -193,7 +193,8 @@ func (c *Cache) withdraw(ctx context.Context, e *entry) error {
 	return err
 }
 
-func (c *Cache) erase(ctx context.Context, name string, r *record) error {
+func (c *Cache) erase(ctx context.Context, e *entry, r *record) error {
+	name := e.name
 	if c.cfg.Unlabelled != nil {
 		if err := c.cfg.Unlabelled(ctx, name); err != nil {
 			return fmt.Errorf("take back the labels of model %s: %w", name, err)
@@ -204,7 +205,10 @@ func (c *Cache) erase(ctx context.Context, name string, r *record) error {
 	if err := c.hide(c.at.visible(name)); err != nil {
 		return err
 	}
-	if err := c.hideRevisions(name, nil, r); err != nil {
+	c.mu.Lock()
+	e.visible = nil // or others would make the repository hold it still
+	c.mu.Unlock()
+	if err := errors.Join(c.hideRevisions(name, nil, r), c.showHub(name, nil, r)); err != nil {
 		return err
 	}
 	if err := c.disk.Remove(c.at.manifest(name)); err != nil {

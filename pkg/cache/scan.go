@@ -15,7 +15,7 @@ import (
 
 // scan rebuilds what is known from the disk, and sweeps what nothing refers to.
 func (c *Cache) scan() error {
-	return errors.Join(c.scanBlobs(), c.scanStates(), c.scanModels(), c.scanPartials(), c.sweepBlobs())
+	return errors.Join(c.scanBlobs(), c.scanStates(), c.scanModels(), c.scanHub(), c.scanPartials(), c.sweepBlobs())
 }
 
 // scanBlobs reads the blobs' sizes; sweepBlobs, at the end, drops those that nobody has a link to.
@@ -86,7 +86,7 @@ func (c *Cache) scanModels() error {
 	for _, path := range pending {
 		name := strings.TrimSuffix(filepath.Base(path), "+next.json")
 		var r record
-		if readJSON(path, &r) == nil && r.Name == name && c.matches(c.at.visible(name), r.Files) {
+		if readJSON(path, &r) == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
 			err = errors.Join(c.disk.Rename(path, c.at.manifest(name)), c.disk.SyncDir(c.at.manifests()))
 		} else {
 			err = c.disk.Remove(path)
@@ -102,7 +102,7 @@ func (c *Cache) scanModels() error {
 	for _, name := range manifests {
 		var r record
 		err := readJSON(c.at.manifest(name), &r)
-		if err == nil && r.Name == name && c.matches(c.at.visible(name), r.Files) {
+		if err == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
 			c.entry(name).visible = &r
 			continue
 		}
@@ -165,11 +165,13 @@ func (c *Cache) ours(name string) bool {
 	if of, _, _ := strings.Cut(name, "@"); model.CheckName(of) != nil {
 		return false
 	}
-	if exists(c.at.manifest(name)) || exists(c.at.next(name)) {
-		return true
-	}
+	return exists(c.at.manifest(name)) || exists(c.at.next(name)) || c.linked(c.at.visible(name))
+}
+
+// linked reports whether the first file in a directory is a blob.
+func (c *Cache) linked(dir string) bool {
 	var first fs.FileInfo
-	_ = filepath.WalkDir(c.at.visible(name), func(_ string, e fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			first, err = e.Info()
 			if err == nil {
@@ -233,10 +235,10 @@ func (c *Cache) hide(dir string) error {
 	return errors.Join(c.disk.SyncDir(filepath.Dir(dir)), c.disk.RemoveTree(aside))
 }
 
-// matches reports whether a directory holds exactly these files, as links of blobs. It trusts the size of
-// a blob and not its content: see Verify.
-func (c *Cache) matches(root string, files []model.File) bool {
-	want := map[string]model.File{}
+// matches reports whether a directory holds exactly these files, as links of blobs, and these texts. It
+// trusts the size of a blob and not its content: see Verify.
+func (c *Cache) matches(root string, files []model.File, texts map[string]string) bool {
+	want, found := map[string]model.File{}, 0
 	for _, f := range files {
 		if d, err := model.ParseDigest(string(f.Digest)); err != nil || d != f.Digest {
 			return false
@@ -250,6 +252,13 @@ func (c *Cache) matches(root string, files []model.File) bool {
 		rel, err := filepath.Rel(root, path)
 		if err != nil {
 			return err
+		}
+		if text, ok := texts[filepath.ToSlash(rel)]; ok {
+			found++
+			if b, err := os.ReadFile(path); err != nil || string(b) != text {
+				return fs.ErrInvalid
+			}
+			return nil
 		}
 		f, ok := want[filepath.ToSlash(rel)]
 		if !ok {
@@ -269,7 +278,7 @@ func (c *Cache) matches(root string, files []model.File) bool {
 		}
 		return nil
 	})
-	return err == nil && len(want) == 0
+	return err == nil && len(want) == 0 && found == len(texts)
 }
 
 func (c *Cache) scanPartials() error {

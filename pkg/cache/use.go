@@ -93,7 +93,11 @@ func (u *uses) look() {
 		if ok && (w.again.IsZero() || w.again.After(now)) {
 			continue
 		}
-		if e := u.opens.watch(name, u.c.at.visible(name), u.c.at.revision(r)); e != nil {
+		dirs := []string{u.c.at.visible(name), u.c.at.revision(r)}
+		if r.Hub.Repo != "" {
+			dirs = append(dirs, u.c.at.snapshot(r))
+		}
+		if e := u.opens.watch(name, dirs...); e != nil {
 			err = e
 		}
 		u.watched[name] = watched{record: r}

@@ -169,6 +169,14 @@ func CheckPath(p string) error {
 type Manifest struct {
 	Revision string // what the origin calls this content, or a hash over the files
 	Files    []File // sorted by Path, no two alike
+	Hub      Hub    `json:",omitzero"` // zero for what is not from a hub
+}
+
+// Hub is under which name clients of the Hugging Face hub ask for a model. The commit is the manifest's
+// Revision.
+type Hub struct {
+	Repo     string `json:"repo"`     // organization/name, or a name alone
+	Revision string `json:"revision"` // branch, tag or commit that was asked for
 }
 
 // Size is the sum of the files' sizes in bytes.

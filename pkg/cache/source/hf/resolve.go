@@ -64,6 +64,7 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		return model.Manifest{}, err
 	}
 	r.filter.AllowPickle = r.filter.AllowPickle || s.config.AllowPickle
+	hub := model.Hub{Repo: r.name, Revision: r.revision} // before a new name of the repository
 	commit, err := s.commit(ctx, ref, &r)
 	if err != nil {
 		return model.Manifest{}, err
@@ -76,7 +77,7 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		return model.Manifest{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	m, err := model.NewManifest(list)
-	m.Revision = commit
+	m.Revision, m.Hub = commit, hub
 	return m, err
 }
 
