@@ -44,9 +44,13 @@ func (p Policy) Prefer(s *gpu.Snapshot, available, required []ID, n int) []ID {
 	var picked []candidate
 	var rest [tiers][]candidate
 	split := false
+	must := make(map[ID]bool, len(required))
+	for _, id := range required {
+		must[id] = true
+	}
 	for _, c := range all {
 		split = split || c.item != nil && (c.item.kind != "" || c.item.instance != nil)
-		if slices.Contains(required, c.id) {
+		if must[c.id] {
 			picked = append(picked, c)
 		} else {
 			rest[c.tier] = append(rest[c.tier], c)
@@ -57,11 +61,13 @@ func (p Policy) Prefer(s *gpu.Snapshot, available, required []ID, n int) []ID {
 		use = usageOf(items, slices.Concat(rest[:]...))
 		use.packed = p.cfg.Allocation == Packed
 	}
-	for _, tier := range rest {
+	for i, tier := range rest {
 		switch need := n - len(picked); {
 		case need <= 0:
 		case need >= len(tier):
 			picked = append(picked, tier...)
+		case i == unknown: // as good as each other, and as many as whoever asks likes: nothing to search for
+			picked = append(picked, tier[:need]...)
 		case split:
 			picked = append(picked, use.pick(tier, picked, need)...)
 		default:

@@ -285,6 +285,33 @@ func TestPreferSpreadsOrPacksShares(t *testing.T) {
 	}
 }
 
+// Not parallel: it counts allocations.
+func TestPreferCostsLittleHoweverLongTheLists(t *testing.T) {
+	var strangers []resource.ID
+	for i := range 4000 {
+		strangers = append(strangers, resource.ID(fmt.Sprintf("GPU-unheard-of-%04d", i)))
+	}
+	sliced := resource.Config{TimeSlicing: &resource.Sharing{Resources: []resource.Shared{{Name: "nvidia.com/gpu", Replicas: 1000}}}}
+	all := shares([]int{0, 1, 2, 3, 4, 5, 6, 7}, 1000)
+	for name, c := range map[string]struct {
+		cfg       resource.Config
+		available []resource.ID
+		first     resource.ID
+		most      float64 // allocations
+	}{
+		"unknown":                  {resource.Config{}, strangers, strangers[0], 200},
+		"unknown, of a split node": {sliced, strangers, strangers[0], 3 * 8000},
+		"shares":                   {sliced, all, share(0, 0), 3 * 8000},
+	} {
+		p, s := policy(t, c.cfg), gputest.Node(8)
+		var got []resource.ID
+		n := len(c.available) / 2
+		require.LessOrEqual(t, testing.AllocsPerRun(1, func() { got = p.Prefer(s, c.available, nil, n) }), c.most, name)
+		require.Len(t, got, n, name)
+		require.Equal(t, c.first, got[0], name)
+	}
+}
+
 func TestPreferSpreadsInstancesOverGPUs(t *testing.T) {
 	t.Parallel()
 	s := splitNode("1g.10gb", "1g.10gb", "1g.10gb")

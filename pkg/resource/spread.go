@@ -43,52 +43,70 @@ func (u usage) add(it *item, n int) {
 	}
 }
 
-// pick takes need of the candidates, which are more than that, one by one: each from the GPU or instance
-// with the fewest shares in use, or with the most when packed; then likewise by the GPU that an instance
-// is on; then the nearest to what is picked already; then the lowest.
+// queue is the free shares of one GPU or MIG instance, in order: they are as good as each other.
+type queue struct {
+	free []candidate
+	near int // affinity to all that is picked from other GPUs
+}
+
+func (q *queue) item() *item { return q.free[0].item }
+
+// came notes that a unit of d, which is nil when unknown, was picked.
+func (q *queue) came(d *gpu.Device) {
+	if own := q.item().device; own != d {
+		q.near += affinity(own, d)
+	}
+}
+
+// pick takes need of the candidates, which are known and more than that, one by one: each from the GPU or
+// instance with the fewest shares in use, or with the most when packed; then likewise by the GPU that an
+// instance is on; then the nearest to what is picked already; then the lowest. There may be thousands of
+// shares, so it looks at what they are of.
 func (u usage) pick(cs, picked []candidate, need int) []candidate {
-	cs, taken := slices.Clone(cs), slices.Clone(picked)
+	queues := queuesOf(cs)
+	for i := range queues {
+		for _, p := range picked {
+			queues[i].came(p.device())
+		}
+	}
+	taken := make([]candidate, 0, need)
 	for range need {
 		best := 0
-		for i := range cs {
-			// Free shares of one thing stand together and are as good as each other.
-			if i > 0 && sameThing(cs[i], cs[i-1]) {
-				continue
-			}
-			if u.better(cs[i], cs[best], taken) {
+		for i := range queues {
+			if u.better(&queues[i], &queues[best]) {
 				best = i
 			}
 		}
-		if it := cs[best].item; it != nil {
-			u.add(it, 1)
+		c := queues[best].free[0]
+		u.add(c.item, 1)
+		taken = append(taken, c)
+		for i := range queues {
+			queues[i].came(c.device())
 		}
-		taken = append(taken, cs[best])
-		cs = slices.Delete(cs, best, best+1)
+		if queues[best].free = queues[best].free[1:]; len(queues[best].free) == 0 {
+			queues = slices.Delete(queues, best, best+1)
+		}
 	}
-	return taken[len(picked):]
+	return taken
 }
 
-func sameThing(a, b candidate) bool {
-	return a.item != nil && b.item != nil && a.item.uuid() == b.item.uuid()
+// queuesOf splits candidates in order by what they are of; shares of one thing stand together.
+func queuesOf(cs []candidate) []queue {
+	var queues []queue
+	for from, i := 0, 1; i <= len(cs); i++ {
+		if i == len(cs) || cs[i].item.uuid() != cs[from].item.uuid() {
+			queues = append(queues, queue{free: cs[from:i]})
+			from = i
+		}
+	}
+	return queues
 }
 
-func (u usage) better(a, b candidate, picked []candidate) bool {
-	if a.item == nil || b.item == nil {
-		return false // the order stands
-	}
-	load := cmp.Or(cmp.Compare(u.of[a.item.uuid()], u.of[b.item.uuid()]), cmp.Compare(u.of[a.item.Device], u.of[b.item.Device]))
+func (u usage) better(a, b *queue) bool {
+	x, y := a.item(), b.item()
+	load := cmp.Or(cmp.Compare(u.of[x.uuid()], u.of[y.uuid()]), cmp.Compare(u.of[x.Device], u.of[y.Device]))
 	if load != 0 {
 		return (load < 0) != u.packed
 	}
-	return nearness(a, picked) > nearness(b, picked)
-}
-
-func nearness(c candidate, picked []candidate) int {
-	sum := 0
-	for _, p := range picked {
-		if p.device() != c.device() {
-			sum += affinity(c.device(), p.device())
-		}
-	}
-	return sum
+	return a.near > b.near
 }
