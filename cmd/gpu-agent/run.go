@@ -122,9 +122,10 @@ func (a *agent) edited(load func(choice string) (config.Config, error), build fu
 	return nil, nil
 }
 
-// follow takes over what an agent before this one in the same process learned from the API server: the
-// kubelet should be without a plugin as shortly as possible.
+// follow takes over what an agent before this one in the same process knows of the GPUs, and what it learned from
+// the API server: the kubelet should be without a plugin as shortly as possible.
 func (a *agent) follow(before *agent) {
+	a.monitor.Follow(before.monitor)
 	a.choice.Set(before.choice.Get())
 	if a.dra != nil && before.dra != nil {
 		a.dra.Follow(before.dra)

@@ -49,15 +49,12 @@ func (m *Monitor) do(ctx context.Context, f func(*inventory) error) error {
 func (m *Monitor) change(ctx context.Context, id gpu.UUID, f func(*tracked)) error {
 	var number int
 	err := m.do(ctx, func(inv *inventory) error {
-		for _, g := range inv.gpus {
-			if g.device.UUID == id {
-				f(g)
-				m.publish(inv)
-				number = m.keeper.last.number
-				return nil
-			}
+		if err := inv.change(id, f); err != nil {
+			return err
 		}
-		return fmt.Errorf("there is no GPU %s here: want one of %s", id, strings.Join(inv.uuids(), ", "))
+		m.publish(inv)
+		number = m.keeper.last.number
+		return nil
 	})
 	if err != nil {
 		return err

@@ -114,6 +114,10 @@ type Monitor struct {
 	keeper    keeper
 	calls     chan func(*inventory) // for the loop, from everybody else
 	latest    watch.Value[*gpu.Snapshot]
+
+	made   made
+	before *Monitor   // whose inventory Run begins with; nil after that
+	left   *inventory // what Run ended with, for the one that follows
 }
 
 // New checks cfg and returns a Monitor whose snapshot is empty. It starts nothing and loads nothing.
@@ -149,6 +153,7 @@ func New(cfg Config) (*Monitor, error) {
 		}
 		// Nothing is kept of GPUs that are made up.
 		m.driver, m.simulated, m.host = sim, true, host{}
+		m.made = made{cfg.Simulate.GPU, cfg.Simulate.Count}
 	} else {
 		m.driver, m.keeper.dir, m.keeper.readOnly = newDriver(cfg.Library), cfg.Health.StateDir, cfg.Health.ReadOnly
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
@@ -67,9 +68,44 @@ func (inv *inventory) byUUID(d gpu.Device) *tracked {
 	return g
 }
 
-// uuids are the identities of all GPUs, sorted.
+// change changes a GPU, also one that is known from before this start alone: its driver may be away.
+func (inv *inventory) change(id gpu.UUID, f func(*tracked)) error {
+	for _, g := range inv.gpus {
+		if g.device.UUID == id {
+			f(g)
+			return nil
+		}
+	}
+	kept, ok := inv.remembered[id]
+	if !ok {
+		ids := inv.uuids()
+		if len(ids) == 0 {
+			return fmt.Errorf("there is no GPU %s here: no GPU is known, as the driver has named none (%s)", id, cmp.Or(inv.driver.Error, "it is loaded"))
+		}
+		return fmt.Errorf("there is no GPU %s here: want one of %s", id, strings.Join(ids, ", "))
+	}
+	g := &tracked{device: gpu.Device{UUID: id, Index: -1}, away: gpu.Health{Reason: gpu.Lost, Text: "the driver has not named it since the agent started"}}
+	g.state.restore(kept)
+	f(g)
+	inv.remember(g.state.record(id))
+	return nil
+}
+
+// remember keeps the record of a GPU that is not in the list.
+func (inv *inventory) remember(r gpuRecord) {
+	if r.empty() {
+		delete(inv.remembered, r.UUID)
+		return
+	}
+	inv.remembered[r.UUID] = r
+}
+
+// uuids are the identities of all GPUs that are known, sorted.
 func (inv *inventory) uuids() []string {
 	var ids []string
+	for id := range inv.remembered {
+		ids = append(ids, string(id))
+	}
 	for _, g := range inv.gpus {
 		ids = append(ids, string(g.device.UUID))
 	}

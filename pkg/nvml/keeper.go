@@ -154,9 +154,18 @@ func (k *keeper) stands() bool {
 func (k *keeper) say(err error) {
 	before := k.err()
 	switch {
-	case err != nil && (before == nil || before.Error() != err.Error()):
+	case err != nil && (before == nil || cause(before) != cause(err)):
 		k.log.Error("the health of the GPUs cannot be kept: a restart would forget it", "error", err)
 	case err == nil && before != nil:
 		k.log.Info("the health of the GPUs is kept again", "dir", k.dir)
 	}
+}
+
+// cause is what is wrong with the disk, without the name of the file aside, which is another one each time.
+func cause(err error) string {
+	op := ""
+	for path := (*fs.PathError)(nil); errors.As(err, &path); err = path.Err {
+		op += path.Op + ": "
+	}
+	return op + err.Error()
 }

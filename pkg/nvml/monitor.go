@@ -29,13 +29,16 @@ var errRescan = errors.New("the number of GPUs changed")
 // Run keeps the snapshot fresh until ctx is done, and then returns nil. A driver that is missing or lost is
 // no error. Run returns ErrLibraryReplaced when only a restart of the process can help. Call it once.
 func (m *Monitor) Run(ctx context.Context) error {
-	inv := &inventory{rules: m.rules, boot: m.bootID()}
+	inv, inherited := m.inherit()
+	defer func() { m.left = inv }()
 	kept, err := m.keeper.load()
 	if err != nil {
 		m.log.Error(err.Error())
 		inv.stateError = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
-	inv.recall(kept, time.Now())
+	if !inherited { // what this process knows is newer than the disk
+		inv.recall(kept, time.Now())
+	}
 	if m.keeper.dir != "" && !m.keeper.readOnly {
 		quit, written := make(chan struct{}), make(chan struct{})
 		go func() { m.keeper.run(quit); close(written) }()

@@ -1,0 +1,125 @@
+package nvml
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+)
+
+// running runs m until it is told to stop.
+func running(t *testing.T, m *Monitor) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	synctest.Wait()
+	return func() {
+		cancel()
+		require.NoError(t, <-done)
+	}
+}
+
+func TestAMonitorThatFollowsKnowsWhatIsOnNoDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := eight()
+		next := func() *Monitor {
+			m, err := New(Config{})
+			require.NoError(t, err)
+			m.driver, m.host = d, host{}
+			return m
+		}
+		first, second, third := next(), next(), next()
+		second.Follow(first)
+		third.Follow(second)
+
+		stop := running(t, first)
+		d.xid(4, 119)
+		require.NoError(t, first.Cordon(t.Context(), "GPU-5", "fan is loud"))
+		sick := first.Get().Devices[4]
+		stop()
+
+		stop = running(t, second)
+		require.Equal(t, 6, second.Get().HealthyCount())
+		require.Equal(t, sick.Health, second.Get().Devices[4].Health)
+		require.Equal(t, sick.XIDs, second.Get().Devices[4].XIDs, "counters do not begin anew")
+		require.NoError(t, second.Release(t.Context(), 10*time.Minute))
+		opens := len(d.opens)
+		stop()
+
+		stop = running(t, third)
+		pass(time.Minute)
+		require.Len(t, d.opens, opens, "the driver is still let go of")
+		require.Equal(t, gpu.Released, third.Get().Devices[0].Health.Reason)
+		pass(10 * time.Minute)
+		require.Equal(t, 6, third.Get().HealthyCount())
+		stop()
+	})
+}
+
+func TestMadeUpGPUsAreTakenOverWhereTheyAreTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim := func(count int) *Monitor {
+			m, err := New(Config{Simulate: &Simulation{GPU: "H100", Count: count}})
+			require.NoError(t, err)
+			return m
+		}
+		first, same, fewer := sim(8), sim(8), sim(4)
+		same.Follow(first)
+		fewer.Follow(same)
+		stop := running(t, first)
+		require.NoError(t, first.Cordon(t.Context(), first.Get().Devices[5].UUID, "fan is loud"))
+		stop()
+		stop = running(t, same)
+		require.Equal(t, 7, same.Get().HealthyCount())
+		stop()
+		stop = running(t, fewer)
+		require.Len(t, fewer.Get().Devices, 4)
+		stop()
+	})
+}
+
+func TestACordonMayEndWhileTheDriverIsAway(t *testing.T) {
+	k := newNode(t)
+	k.play(t, eight, func(t *testing.T, m *Monitor, _ *script) {
+		require.NoError(t, m.Cordon(t.Context(), "GPU-5", "fan is loud"))
+	})
+	away := func() *script { d := eight(); d.openErr = errAway; return d }
+	k.play(t, away, func(t *testing.T, m *Monitor, _ *script) {
+		require.ErrorContains(t, m.Cordon(t.Context(), "GPU-6", "x"), "want one of GPU-5")
+		ended, left, err := m.Uncordon(t.Context(), "GPU-5")
+		require.NoError(t, err)
+		require.Equal(t, []string{"cordoned: fan is loud"}, ended)
+		require.Equal(t, gpu.Lost, left.Reason)
+		require.ErrorContains(t, m.Cordon(t.Context(), "GPU-6", "x"), "the driver has named none (driver away)")
+	})
+	k.play(t, eight, func(t *testing.T, m *Monitor, _ *script) { require.Equal(t, 8, m.Get().HealthyCount()) })
+}
+
+func TestADiskThatFailsIsLoggedOnceForEachCause(t *testing.T) {
+	k := newNode(t)
+	var log strings.Builder
+	k.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+		require.NoError(t, os.MkdirAll(k.cfg.Health.StateDir, 0o755))
+		tries := 0
+		m.keeper.disk.Fault = func(op, path string) error {
+			if op != "create" {
+				return nil
+			}
+			tries++
+			return &os.PathError{Op: "open", Path: filepath.Join(path, strings.Repeat("x", tries)), Err: os.ErrPermission}
+		}
+		d.xid(4, 119)
+		pass(time.Minute)
+		require.Greater(t, tries, 3)
+	})
+	require.Equal(t, 1, strings.Count(log.String(), "cannot be kept"))
+}
