@@ -36,6 +36,7 @@ type bench struct {
 	gpus     int
 	state    string // fakenvml's file; "" measures no faults
 	rounds   int
+	calls    int
 	idle     time.Duration
 	settle   time.Duration // from a hang in the driver to the sample that meets it
 	command  []string
@@ -52,6 +53,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&b.log, "log", os.DevNull, "`file` for what the plugin prints")
 	flag.IntVar(&b.gpus, "gpus", 8, "`number` of GPUs that the driver has")
 	flag.IntVar(&b.rounds, "rounds", 5, "`number` of starts")
+	flag.IntVar(&b.calls, "calls", 1000, "`number` of calls of each kind")
 	flag.DurationVar(&b.idle, "idle", 30*time.Second, "`time` over which the idle plugin is watched")
 	flag.DurationVar(&b.settle, "settle", 15*time.Second, "`time` from a hang in the driver until the plugin has met it")
 	flag.Parse()
@@ -123,11 +125,9 @@ func (b *bench) ask(ctx context.Context, p *process) error {
 	return b.faults(ctx, "the same while another GPU hangs", half, ids[half:last], fmt.Sprintf("gpu %d hang=1\n", last))
 }
 
-const calls = 1000
-
 func (b *bench) repeat(what string, call func() error) error {
 	var took []time.Duration
-	for range calls {
+	for range b.calls {
 		start := time.Now()
 		if err := call(); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
