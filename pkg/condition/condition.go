@@ -5,6 +5,7 @@ package condition
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -35,12 +36,13 @@ type verdict struct {
 	status, reason, message string
 }
 
-// judge is a pure function of the snapshot. Without a driver, or without one GPU, nothing is known.
+// judge is a pure function of the snapshot. Without a driver, or without one GPU, nothing is known; unless an
+// operator had the driver released.
 func judge(s *gpu.Snapshot) verdict {
 	switch {
 	case s == nil:
 		return verdict{statusDunno, noDriver, "the driver was not asked yet"}
-	case !s.Driver.Loaded:
+	case !s.Driver.Loaded && !released(s):
 		return verdict{statusDunno, noDriver, cut(fmt.Sprintf("the driver is not loaded: %s", s.Driver.Error))}
 	case len(s.Devices) == 0 && s.Unidentified == 0:
 		return verdict{statusDunno, noGPUs, "the driver is loaded and names no GPU"}
@@ -65,6 +67,12 @@ func judge(s *gpu.Snapshot) verdict {
 	}
 	message := fmt.Sprintf("%d of %d GPUs are healthy; %s", s.HealthyCount(), total, strings.Join(sick, "; "))
 	return verdict{statusFalse, reason, cut(message)}
+}
+
+// released reports whether the driver is away because an operator said so. Then it is known why no GPU can be
+// used, and that somebody has to act.
+func released(s *gpu.Snapshot) bool {
+	return slices.ContainsFunc(s.Devices, func(d gpu.Device) bool { return d.Health.Reason == gpu.Released })
 }
 
 // join is the reason of two GPUs together.

@@ -15,6 +15,8 @@ func TestTheConditionSaysWhatTheSnapshotDoes(t *testing.T) {
 	t.Parallel()
 	unidentified := gputest.Node(7)
 	unidentified.Unidentified = 1
+	away := gputest.Sick(gputest.Node(1), 0, gpu.Released)
+	away.Driver = gpu.Driver{Error: "released by an operator"}
 	tests := map[string]struct {
 		s    *gpu.Snapshot
 		want verdict
@@ -24,6 +26,10 @@ func TestTheConditionSaysWhatTheSnapshotDoes(t *testing.T) {
 			&gpu.Snapshot{Driver: gpu.Driver{Error: "libnvidia-ml.so.1 not found"}},
 			verdict{"Unknown", "DriverNotLoaded", "the driver is not loaded: libnvidia-ml.so.1 not found"},
 		},
+		"released": {away, verdict{
+			"False", "Released",
+			"0 of 1 GPUs are healthy; GPU 0 (GPU-00000000-0000-0000-0000-000000000000): Released: GPU is Released, needs ResetGPU",
+		}},
 		"no GPU":      {gputest.Node(0), verdict{"Unknown", "NoGPUs", "the driver is loaded and names no GPU"}},
 		"all healthy": {gputest.Node(8), verdict{"True", "AllHealthy", "8 of 8 GPUs are healthy"}},
 		"one sick": {gputest.Sick(gputest.Node(8), 3, gpu.XID), verdict{

@@ -40,9 +40,9 @@ func newTeller(sink Sink, log *slog.Logger) *teller {
 }
 
 // act tells what has changed, and says when to call again at the latest; zero is when the next snapshot
-// comes. Nothing is told while the driver is away: that is not a GPU's health.
+// comes. Nothing is told while the driver is away: that is not a GPU's health, unless an operator released it.
 func (t *teller) act(ctx context.Context, s *gpu.Snapshot, now time.Time) time.Time {
-	if s == nil || !s.Driver.Loaded {
+	if s == nil || !s.Driver.Loaded && !released(s) {
 		return time.Time{}
 	}
 	if now.Before(t.notBefore) {

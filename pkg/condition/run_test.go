@@ -196,6 +196,21 @@ func TestADriverThatIsAwayIsBelievedAfterAWhile(t *testing.T) {
 	})
 }
 
+func TestAReleaseIsToldAtOnce(t *testing.T) {
+	t.Parallel()
+	away := gputest.Sick(gputest.Node(1), 0, gpu.Released)
+	away.Driver = gpu.Driver{Error: "released by an operator"}
+	inWorld(t, both(), func(w *world) {
+		w.set(away)
+		require.Equal(w.t, []string{"GPUsHealthy False Released"}, w.node.said())
+		require.Len(w.t, w.node.heard(), 1)
+		w.pass(spacing)
+		w.set(gputest.Node(1))
+		require.Equal(w.t, healthy, w.node.said()[1])
+		require.Len(w.t, w.node.heard(), 2, "and that it is over")
+	})
+}
+
 func TestWhatIsOffIsTakenOffAndNotTold(t *testing.T) {
 	t.Parallel()
 	inWorld(t, Config{}, func(w *world) {
