@@ -266,8 +266,8 @@ func (a *agent) offer(c config.Config) error {
 	a.policy.Set(policy)
 	if a.daemons != nil {
 		a.daemons.Poke()
-		a.gate.Poke()
 	}
+	a.gate.Poke()
 	return nil
 }
 

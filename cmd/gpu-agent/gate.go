@@ -15,6 +15,9 @@ import (
 // buildGate builds what can hold back a GPU that is well.
 func (a *agent) buildGate() error {
 	a.gate = ready.New(a.monitor)
+	if a.config.Allocation == config.AllocateByPlugin {
+		a.gate.Add(func(s *gpu.Snapshot) map[gpu.UUID]string { return a.policy.Get().Missing(s) })
+	}
 	if err := a.buildSpecs(); err != nil {
 		return err
 	}

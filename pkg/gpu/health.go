@@ -32,7 +32,7 @@ const (
 	Flapping       Reason = "Flapping"       // it fell ill again too often after it had recovered
 	Cordoned       Reason = "Cordoned"       // an operator took it out of use
 	Released       Reason = "Released"       // an operator had the agent let go of the driver, for a GPU reset
-	NotReady       Reason = "NotReady"       // it is well, but no container could be given it: no CDI device, no MPS daemon
+	NotReady       Reason = "NotReady"       // it is well, but no container could be given it: no CDI device, no MPS daemon, no IMEX channel
 )
 
 // Reasons are all reasons but Healthy.

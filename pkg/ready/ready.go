@@ -1,5 +1,5 @@
 // Package ready holds back GPUs that are well but that no container could be given yet: its CDI device is not
-// written, its MPS daemon does not run. Everything that shows GPUs sees the same reason, for it stands where
+// written, its MPS daemon does not run, an IMEX channel that is required is missing. Everything that shows GPUs sees the same reason, for it stands where
 // the health of the hardware does.
 package ready
 

@@ -202,6 +202,21 @@ func (p Policy) imexChannels() []string {
 	return channels
 }
 
+// Missing says of each GPU in s that is offered why no container could be given it now, for want of what every
+// container must get; a GPU that is not in the map could.
+func (p Policy) Missing(s *gpu.Snapshot) map[gpu.UUID]string {
+	missing := map[gpu.UUID]string{}
+	quiet := func(string, ...any) {}
+	why := p.lacking(quiet)
+	if why == "" || !s.Driver.Loaded {
+		return missing
+	}
+	for _, d := range p.visible(s, quiet) {
+		missing[d.UUID] = why
+	}
+	return missing
+}
+
 // lacking says which part of every container's edits is required and not there; "" when none is.
 func (p Policy) lacking(problem say) string {
 	for _, n := range p.cfg.IMEXChannels {

@@ -218,9 +218,12 @@ func TestNoGPUIsGivenOutWithoutARequiredIMEXChannel(t *testing.T) {
 	s := gputest.Node(1)
 	const why = "IMEX channel 0 is required, but there is no /dev/nvidia-caps-imex-channels/channel0"
 	require.Equal(t, why, p.Offers(s)[0].Units[0].Reason)
+	require.Equal(t, map[gpu.UUID]string{gputest.UUID(0): why}, p.Missing(s))
+	require.Empty(t, p.Missing(&gpu.Snapshot{Devices: s.Devices}), "without a driver there is a better reason")
 	_, err := p.Edits(s, ids(0))
 	require.ErrorContains(t, err, why)
 	there = true
+	require.Empty(t, p.Missing(s))
 	require.True(t, p.Offers(s)[0].Units[0].Healthy)
 
 	optional := policy(t, resource.Config{IMEXChannels: []int{0}, Exists: func(string) bool { return false }})
