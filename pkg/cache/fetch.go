@@ -207,7 +207,7 @@ func (f *fetcher) fetchRange(ctx context.Context, s *slot, i int) error {
 			return nil // have[i] need not say so any more: the file may be complete, and found wrong
 		}
 		if errors.Is(err, errYield) {
-			continue
+			continue // the file is still open: it lacks what this range lacks
 		}
 		if got >= progress {
 			tries = 0

@@ -39,7 +39,8 @@ var errYield = errors.New("another model's turn")
 
 func newStreams(n int) *streams { return &streams{free: n, held: map[*job][]*turn{}} }
 
-// take waits for a turn. The context that it returns ends with it, at latest when it is given back.
+// take waits for a turn. The context that it returns ends with it, at latest when it is given back. A turn
+// that is asked back before it was received fails with errYield, as it ends with that later.
 func (s *streams) take(ctx context.Context, of *job, firm bool) (context.Context, *turn, error) {
 	ctx, end := context.WithCancelCause(ctx)
 	w := &waiter{turn: turn{of: of, firm: firm, end: end}, dealt: make(chan *turn, 1)}
@@ -52,6 +53,7 @@ func (s *streams) take(ctx context.Context, of *job, firm bool) (context.Context
 		return ctx, t, nil
 	case <-ctx.Done():
 	}
+	cause := context.Cause(ctx)
 	end(nil)
 	s.mu.Lock()
 	at := slices.Index(s.waiting, w)
@@ -62,7 +64,7 @@ func (s *streams) take(ctx context.Context, of *job, firm bool) (context.Context
 	if at < 0 {
 		s.give(<-w.dealt)
 	}
-	return nil, nil, ctx.Err()
+	return nil, nil, cause
 }
 
 // give ends a turn.

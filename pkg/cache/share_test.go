@@ -87,6 +87,9 @@ func TestStreamsAreSharedEvenly(t *testing.T) {
 				go func() {
 					for t.Context().Err() == nil {
 						ctx, turn, err := s.take(t.Context(), of, firm)
+						if errors.Is(err, errYield) {
+							continue
+						}
 						if err != nil {
 							return
 						}
@@ -127,4 +130,21 @@ func TestStreamsAreSharedEvenly(t *testing.T) {
 		require.Len(t, s.waiting, 2)
 		s.mu.Unlock()
 	})
+}
+
+// A turn may be asked back between the dealing and the receiving. That is no failure of the origin's, which
+// would count as a try and have the range wait.
+func TestATurnThatIsAskedBackAtOnceIsAYield(t *testing.T) {
+	s, a := newStreams(1), &job{}
+	ctx, end := context.WithCancelCause(t.Context())
+	end(errYield)
+	for range 100 { // either may be seen first
+		_, turn, err := s.take(ctx, a, false)
+		if err == nil {
+			s.give(turn)
+			continue
+		}
+		require.ErrorIs(t, err, errYield)
+	}
+	require.Equal(t, 1, s.free)
 }
