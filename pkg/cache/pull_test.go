@@ -31,12 +31,22 @@ func TestAPullIsAnsweredByItsOwnLookAtTheOrigin(t *testing.T) {
 		require.Nil(t, s.Update)
 
 		// The origin has lost it: what is visible stays, and this Pull has failed.
+		looking := make(chan struct{})
+		o.mu.Lock()
 		delete(o.models, "a")
+		o.onResolve = func(int, model.Ref) (error, bool) {
+			o.mu.Unlock()
+			<-looking
+			o.mu.Lock()
+			return nil, false
+		}
+		o.mu.Unlock()
 		second, err := c.Pull(t.Context(), spec("a", "a"))
 		require.NoError(t, err)
 		require.Greater(t, second, first)
 		require.Equal(t, first, c.Get().Model("a").Answered)
 		require.NotNil(t, c.Get().Model("a").Update)
+		close(looking)
 		s = answered(t, c, "a", second)
 		require.Equal(t, model.Ready, s.State)
 		require.Equal(t, "NotFound", s.Reason)
