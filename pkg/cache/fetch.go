@@ -14,7 +14,7 @@ import (
 const (
 	rangeTries = 5               // retries of one range without progress worth the name
 	progress   = 64 << 10        // bytes that count as such
-	bufferSize = 1 << 20         // larger ones fall out of the CPU's cache
+	bufferSize = 512 << 10       // of each stream: larger ones take memory and no less time, smaller ones take a quarter more CPU
 	saveEvery  = 4               // ranges between journals, all files in progress together; a kill costs up to four times as much
 	saveAfter  = 5 * time.Second // between journals of a file that gets fewer bytes than that
 	openFiles  = 8               // files of a model in progress: the hash of each is bound to one core
