@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,10 +65,13 @@ func (c *control) busy(ctx context.Context) bool {
 
 // limit sets what a client may take: an equal part of each GPU's memory and of its multiprocessors. The
 // daemon knows one share of multiprocessors for all its GPUs; where they are shared differently often, it is
-// the largest, which cuts nobody short.
-func (c *control) limit(ctx context.Context) error {
+// the largest, which cuts nobody short. A GPU that the daemon does not see has no limit to set.
+func (c *control) limit(ctx context.Context, sees []gpu.UUID) error {
 	fewest := 0
 	for _, d := range c.share.Devices {
+		if !slices.Contains(sees, d.UUID) {
+			continue
+		}
 		if fewest == 0 || d.Replicas < fewest {
 			fewest = d.Replicas
 		}

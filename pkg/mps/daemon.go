@@ -84,7 +84,7 @@ func (d *daemon) once(ctx context.Context) error {
 		return err
 	}
 	if d.answers(ctx) == nil {
-		if err := d.limit(ctx); err != nil {
+		if err := d.limit(ctx, d.healthy()); err != nil {
 			return err
 		}
 		d.log.Info("using the MPS daemon that is there", "pipe", d.share.PipeDir)
@@ -108,7 +108,7 @@ func (d *daemon) once(ctx context.Context) error {
 	if err := d.await(ctx, child); err != nil {
 		return err
 	}
-	if err := d.limit(ctx); err != nil {
+	if err := d.limit(ctx, gpus); err != nil {
 		return err
 	}
 	sees := map[gpu.UUID]bool{}
@@ -139,7 +139,13 @@ func (d *daemon) start(gpus []gpu.UUID) (*child, error) {
 		names = append(names, string(id))
 	}
 	cmd := exec.Command(d.path(controlBin), "-f")
-	cmd.Env = append(os.Environ(), d.environment()...)
+	// No more of our variables: its servers inherit them, and ours say which GPUs the agent sees.
+	for _, name := range []string{"PATH", "LD_LIBRARY_PATH"} {
+		if value, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
+	cmd.Env = append(cmd.Env, d.environment()...)
 	cmd.Env = append(cmd.Env, "CUDA_VISIBLE_DEVICES="+strings.Join(names, ","))
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its servers end with it, and our signals are ours

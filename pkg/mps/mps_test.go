@@ -120,6 +120,8 @@ func TestTheDaemonIsStartedToldItsLimitsAndEndedCleanly(t *testing.T) {
 	require.Contains(t, env, "CUDA_MPS_PIPE_DIRECTORY="+n.path("")+"\n")
 	require.Contains(t, env, "CUDA_MPS_LOG_DIRECTORY="+filepath.Join(n.root, "nvidia.com/gpu/log")+"\n")
 	require.Contains(t, env, "CUDA_VISIBLE_DEVICES=GPU-a,GPU-b\n")
+	require.NotEmpty(t, os.Getenv("HOME"))
+	require.NotContains(t, env, "HOME=", "what the agent runs with is not the daemon's")
 	commands := n.read("commands")
 	require.Contains(t, commands, "set_default_device_pinned_mem_limit GPU-a 20480M\n")
 	require.Contains(t, commands, "set_default_device_pinned_mem_limit GPU-b 20480M\n")
@@ -208,6 +210,7 @@ func TestAnIllGPUCostsNoOtherItsDaemonAndJoinsOnceThereAreNoClients(t *testing.T
 	without := map[gpu.UUID]string{"GPU-b": "its MPS daemon was started without it, and starts again once it has no clients"}
 	n.eventually(t, without)
 	require.Contains(t, n.read("env"), "CUDA_VISIBLE_DEVICES=GPU-a\n")
+	require.NotContains(t, n.read("commands"), "GPU-b", "it has no limit for a GPU that it does not see")
 	pid := n.read("pid")
 
 	require.NoError(t, os.WriteFile(n.path("servers"), []byte("4711\n"), 0o644))
