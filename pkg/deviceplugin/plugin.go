@@ -140,9 +140,13 @@ func (p *Plugin) Run(ctx context.Context) error {
 	folder := openFolder(p.cfg.Dir, p.cfg.Log)
 	defer folder.close()
 	defer p.dropAll()
+	var watched <-chan struct{} // of the policy before; nil before the first
 	for {
 		snapshot, changed := p.snapshots.Watch()
 		policy, edited := p.policies.Watch()
+		if edited != watched { // by what was read, not by what woke us: several may have changed at once
+			p.edited, watched = watched != nil, edited
+		}
 		why, elsewhere := p.elsewhere()
 		err := p.reconcile(ctx, policy, snapshot, folder, why)
 		if ctx.Err() != nil {
@@ -157,7 +161,6 @@ func (p *Plugin) Run(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-edited:
-			p.edited = true
 		case <-elsewhere:
 		case <-folder.events():
 		case <-folder.errors():

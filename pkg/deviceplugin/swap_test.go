@@ -96,6 +96,16 @@ func TestANewPolicyIsInForceAtOnceAndWhatItDoesNotOfferGoes(t *testing.T) {
 	n.registered(3, 8)
 }
 
+func TestAnEditIsNotLostWhenASnapshotComesWithIt(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, gputest.Node(8), resource.Config{})
+	n.startKubelet()
+	n.registered(1, 8)
+	n.snapshots.Set(gputest.Node(8))
+	n.policies.Set(policy(t, resource.Config{Exclude: []string{"*"}}))
+	require.Eventually(t, func() bool { return len(n.plugin.Status().Endpoints) == 0 }, deadline, time.Millisecond)
+}
+
 func TestNothingIsOfferedWhileSomebodyElseDoes(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, gputest.Node(8), resource.Config{})
