@@ -24,8 +24,9 @@ func (p Policy) Edits(s *gpu.Snapshot, ids []ID) (Edits, error) {
 	}
 	e := Edits{Env: map[string]string{}}
 	p.cdiEdits(&e, picked)
-	if len(picked) > 0 && picked[0].kind == ByMPS {
-		p.mpsEdits(&e, picked[0].resource)
+	// Shares and whole GPUs may go by one name.
+	if i := slices.IndexFunc(picked, func(it item) bool { return it.kind == ByMPS }); i >= 0 {
+		p.mpsEdits(&e, picked[i].resource)
 	}
 	for name, on := range map[string]bool{"NVIDIA_GDRCOPY": p.cfg.GDRCopy, "NVIDIA_GDS": p.cfg.GDS, "NVIDIA_MOFED": p.cfg.MOFED} {
 		if on {

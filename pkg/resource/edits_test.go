@@ -211,6 +211,14 @@ func TestOneShareIsAllThatAContainerGetsWhereThatIsAsked(t *testing.T) {
 	require.ErrorContains(t, err, "is not offered")
 }
 
+func TestAShareAmongWholeGPUsBringsItsMPSDaemon(t *testing.T) {
+	t.Parallel()
+	p := policy(t, resource.Config{MPS: sliced(resource.Shared{Name: "nvidia.com/gpu", Replicas: 2, Devices: []string{"1"}})})
+	e, err := p.Edits(gputest.Node(2), []resource.ID{ids(0)[0], share(1, 0)})
+	require.NoError(t, err)
+	require.Equal(t, "/mps/nvidia.com/gpu/pipe", e.Env["CUDA_MPS_PIPE_DIRECTORY"])
+}
+
 func TestNoGPUIsGivenOutWithoutARequiredIMEXChannel(t *testing.T) {
 	t.Parallel()
 	there := false

@@ -149,6 +149,7 @@ func TestNamesByModelAndSelection(t *testing.T) {
 		},
 		"excluded wins":            {resource.Config{Include: []string{"*H100*"}, Exclude: []string{"00000000:0C:00.0"}}, map[string][]resource.ID{"nvidia.com/gpu": ids(0)}, ""},
 		"a model that is not here": {resource.Config{Exclude: []string{"*V100*"}}, map[string][]resource.ID{"nvidia.com/gpu": ids(0, 1, 2, 3)}, ""},
+		"nothing is left":          {resource.Config{Exclude: []string{"*"}}, map[string][]resource.ID{}, "include, exclude: they leave none of this node's GPUs to offer"},
 		"an index that is not":     {resource.Config{Exclude: []string{"3", "07"}}, map[string][]resource.ID{"nvidia.com/gpu": ids(0, 1, 2)}, "exclude[1]: there is no GPU 07 on this node"},
 	} {
 		p := policy(t, c.cfg)
@@ -172,6 +173,6 @@ func TestNothingIsAskedOfANodeThatIsNotKnownYet(t *testing.T) {
 	p := policy(t, resource.Config{Include: []string{"9"}})
 	require.Empty(t, p.Problems(nil))
 	require.Empty(t, p.Problems(&gpu.Snapshot{}))
-	require.Len(t, p.Problems(gputest.Node(1)), 1)
+	require.Len(t, p.Problems(gputest.Node(1)), 2)
 	require.False(t, slices.Contains(p.Problems(gputest.Node(1)), ""))
 }

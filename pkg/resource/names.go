@@ -93,6 +93,9 @@ func (p Policy) visible(s *gpu.Snapshot, problem say) []*gpu.Device {
 			}
 		}
 	}
+	if len(devices) == 0 && len(s.Devices) > 0 && len(p.cfg.Include)+len(p.cfg.Exclude) > 0 {
+		problem("include, exclude: they leave none of this node's GPUs to offer")
+	}
 	return devices
 }
 
