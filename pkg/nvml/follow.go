@@ -299,10 +299,8 @@ func (f *follower) settle() bool {
 // that have no slot as lost.
 func (f *follower) reconcile() {
 	now := time.Now()
-	bound := map[*tracked]bool{}
-	for _, s := range f.slots {
-		bound[s.gpu] = true
-	}
+	bound := f.bound()
+	f.recallUnseen(bound)
 	f.inv.unidentified = 0
 	for i := range f.slots {
 		s := &f.slots[i]
@@ -327,6 +325,7 @@ func (f *follower) reconcile() {
 		bound[g] = true
 		f.seat(s, g)
 	}
+	f.forgetGone(bound)
 	for _, g := range f.inv.gpus {
 		if !bound[g] {
 			before := g.verdict()
@@ -344,7 +343,11 @@ func (f *follower) hear(n notice) (urgent bool, err error) {
 	case n.event == nil && n.fault == success && n.count != len(f.slots):
 		return false, fmt.Errorf("%w from %d to %d", errRescan, len(f.slots), n.count)
 	case n.event == nil && n.fault == success:
-		return f.believe(n.asked), nil
+		urgent = f.believe(n.asked)
+		if f.settled && f.forgetGone(f.bound()) {
+			f.dirty, urgent = true, true
+		}
+		return urgent, nil
 	case n.event == nil:
 		return false, nil
 	}

@@ -87,7 +87,9 @@ func (inv *inventory) change(id gpu.UUID, f func(*tracked)) error {
 	g := &tracked{device: gpu.Device{UUID: id, Index: -1}, away: gpu.Health{Reason: gpu.Lost, Text: "the driver has not named it since the agent started"}}
 	g.state.restore(kept)
 	f(g)
-	inv.remember(g.state.record(id))
+	changed := g.state.record(id)
+	changed.Device = kept.Device
+	inv.remember(changed)
 	return nil
 }
 
@@ -96,6 +98,9 @@ func (inv *inventory) remember(r gpuRecord) {
 	if r.empty() {
 		delete(inv.remembered, r.UUID)
 		return
+	}
+	if inv.remembered == nil {
+		inv.remembered = map[gpu.UUID]gpuRecord{}
 	}
 	inv.remembered[r.UUID] = r
 }

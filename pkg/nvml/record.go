@@ -33,6 +33,8 @@ type gpuRecord struct {
 	Acknowledged []gpu.Reason `json:"acknowledged,omitempty"`
 	Recoveries   []time.Time  `json:"recoveries,omitempty"`
 	Persistent   bool         `json:"persistenceMode,omitempty"`
+	// Device is what the GPU is, of one that is out of use.
+	Device *gpu.Device `json:"device,omitempty"`
 }
 
 // empty says that there is nothing to keep.
@@ -63,7 +65,7 @@ func (inv *inventory) encode() []byte {
 		if inv.released != nil {
 			r.Devices = append(r.Devices, g.device)
 		}
-		if one := g.state.record(g.device.UUID); !one.empty() {
+		if one := g.record(); !one.empty() {
 			r.GPUs = append(r.GPUs, one)
 		}
 	}
