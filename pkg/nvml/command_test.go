@@ -192,6 +192,29 @@ func TestADamagedRecordIsSaidAndPutAside(t *testing.T) {
 	}
 }
 
+func TestADamagedRecordIsReplacedByItsCopy(t *testing.T) {
+	for name, damage := range map[string]func(file string) error{
+		"no JSON": func(file string) error { return os.WriteFile(file, []byte("{"), 0o600) },
+		"it went": os.Remove,
+		"no file": func(file string) error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o755)) }, // read gives EISDIR
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newNode(t)
+			k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {
+				d.xid(4, 119)
+				require.NoError(t, m.Cordon(t.Context(), "GPU-1", "x"))
+			})
+			file := filepath.Join(k.cfg.Health.StateDir, recordName)
+			require.NoError(t, damage(file))
+			k.play(t, eight, func(t *testing.T, m *Monitor, _ *script) {
+				require.Equal(t, 6, m.Get().HealthyCount())
+				_, err := os.Stat(file + ".damaged")
+				require.Equal(t, name == "no JSON", err == nil, "only what was read and makes no sense is moved")
+			})
+		})
+	}
+}
+
 func TestADiskThatCannotBeWrittenIsSaid(t *testing.T) {
 	k := newNode(t)
 	var log bytes.Buffer

@@ -17,6 +17,10 @@ import (
 
 const (
 	recordName = "health.json"
+	// copyName is the same once more, written second: where the first is damaged, it is at worst one change older.
+	copyName = "health.copy.json"
+	// readTries is how often it is tried to read either.
+	readTries = 3
 	// writeAgain is the pause after a write that failed.
 	writeAgain = 10 * time.Second
 	// lookAgain is how often it is looked whether the file is still ours: during a rolling update the agent that
@@ -50,31 +54,52 @@ type kept struct {
 	err    error
 }
 
-// load reads what was kept. A file that makes no sense is moved aside, so that it can be looked at, and what
-// is returned with the error is empty: its GPUs are then judged by what the driver says now.
+// load reads what was kept, or its copy where that cannot be. A file that makes no sense is moved aside, so that it
+// can be looked at; one that could not be read may yet be good, and stays. An error says what was lost; without a
+// copy the record is then empty, and GPUs are judged by what the driver says now.
 func (k *keeper) load() (record, error) {
 	if k.dir == "" {
 		return record{}, nil
 	}
 	path := filepath.Join(k.dir, recordName)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return record{}, nil
-	}
-	var r record
-	if err == nil {
-		r, err = decodeRecord(data)
-	}
+	data, r, err := readRecord(path)
 	if err == nil {
 		k.last.data = data
 		return r, nil
 	}
-	if k.readOnly {
-		return record{}, fmt.Errorf("which GPUs are unhealthy is not known: %s cannot be read (%w)", path, err)
+	_, r, copyErr := readRecord(filepath.Join(k.dir, copyName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && errors.Is(copyErr, fs.ErrNotExist):
+		return record{}, nil
+	case copyErr == nil:
+		k.log.Error("the health of the GPUs cannot be read; its copy is used", "error", err)
+		return r, k.putAside(path, err)
+	case errors.Is(err, fs.ErrNotExist):
+		err = copyErr
 	}
-	aside := path + ".damaged"
-	err = fmt.Errorf("which GPUs were unhealthy before this start is not known: %s cannot be read (%w); it is now %s", path, err, aside)
-	return record{}, errors.Join(err, k.disk.Rename(path, aside))
+	return record{}, errors.Join(fmt.Errorf("which GPUs were unhealthy before this start is not known: %s cannot be read (%w)", path, err), k.putAside(path, err))
+}
+
+// putAside moves a file that was read and makes no sense.
+func (k *keeper) putAside(path string, why error) error {
+	if disk := (*fs.PathError)(nil); k.readOnly || errors.As(why, &disk) {
+		return nil
+	}
+	return k.disk.Rename(path, path+".damaged")
+}
+
+// readRecord reads a record. A disk may fail once: what cannot be read is tried again.
+func readRecord(path string) (data []byte, r record, err error) {
+	for range readTries {
+		data, err = os.ReadFile(path)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	if err == nil {
+		r, err = decodeRecord(data)
+	}
+	return data, r, err
 }
 
 // keep asks for an edition with this content and returns its number.
@@ -140,8 +165,10 @@ func (k *keeper) write(data []byte) error {
 		return err
 	}
 	var err error
-	k.written, err = os.Stat(path)
-	return err
+	if k.written, err = os.Stat(path); err != nil {
+		return err
+	}
+	return k.disk.WriteFile(filepath.Join(k.dir, copyName), data, 0o600)
 }
 
 // stands reports whether the file is the one that was written last.
