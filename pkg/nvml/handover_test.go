@@ -51,12 +51,13 @@ func TestAMonitorThatFollowsKnowsWhatIsOnNoDisk(t *testing.T) {
 		require.Equal(t, sick.Health, second.Get().Devices[4].Health)
 		require.Equal(t, sick.XIDs, second.Get().Devices[4].XIDs, "counters do not begin anew")
 		require.NoError(t, second.Release(t.Context(), 10*time.Minute))
-		opens := len(d.opens)
+		opens := 0
+		d.do(func() { opens = len(d.opens) })
 		stop()
 
 		stop = running(t, third)
 		pass(time.Minute)
-		require.Len(t, d.opens, opens, "the driver is still let go of")
+		d.do(func() { require.Len(t, d.opens, opens, "the driver is still let go of") })
 		require.Equal(t, gpu.Released, third.Get().Devices[0].Health.Reason)
 		pass(10 * time.Minute)
 		require.Equal(t, 6, third.Get().HealthyCount())
