@@ -78,6 +78,37 @@ func TestARecordThatSomebodyElseWroteIsWrittenAgain(t *testing.T) {
 	})
 }
 
+func TestACordonGivenToTheAgentThatLeavesHolds(t *testing.T) {
+	k := newNode(t)
+	synctest.Test(t, func(t *testing.T) {
+		next := func() *Monitor {
+			m, err := New(k.cfg)
+			require.NoError(t, err)
+			m.driver, m.host = eight(), k.host
+			return m
+		}
+		leaves, stays := next(), next()
+		stop := running(t, leaves)
+		require.NoError(t, leaves.Cordon(t.Context(), "GPU-1", "before"))
+		pass(time.Second)
+		stopStays := running(t, stays)
+		pass(time.Second)
+		_, _, err := stays.Uncordon(t.Context(), "GPU-1")
+		require.NoError(t, err)
+		require.NoError(t, leaves.Cordon(t.Context(), "GPU-2", "fan is loud"))
+		require.NoError(t, stays.Cordon(t.Context(), "GPU-3", "fan is loud, too"))
+		stop()
+		pass(lookAgain + time.Second)
+		require.Equal(t, gpu.Cordoned, stays.Get().Devices[2].Health.Reason)
+		require.Equal(t, 6, stays.Get().HealthyCount(), "the cordon of before was lifted here")
+		_, _, err = stays.Uncordon(t.Context(), "GPU-2")
+		require.NoError(t, err)
+		pass(2 * lookAgain)
+		require.Equal(t, 7, stays.Get().HealthyCount())
+		stopStays()
+	})
+}
+
 func TestAReleaseLetsGoOfTheDriver(t *testing.T) {
 	k := newNode(t)
 	k.play(t, eight, func(t *testing.T, m *Monitor, d *script) {

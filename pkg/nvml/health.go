@@ -24,6 +24,7 @@ const (
 type health struct {
 	troubles     []trouble
 	cordon       *cordon
+	uncordoned   time.Time    // the last time that an operator did
 	acknowledged []gpu.Reason // conditions that an operator has accepted, for as long as they last
 	recoveries   []time.Time  // of the last day
 	persistent   bool         // persistence mode was on in the last sample
@@ -327,6 +328,7 @@ func (h *health) uncordon() (ended []string) {
 		ended = append(ended, "cordoned: "+h.cordon.Reason)
 	}
 	h.cordon, h.recoveries, h.questions = nil, nil, nil
+	h.uncordoned = time.Now()
 	h.troubles = slices.DeleteFunc(h.troubles, func(t trouble) bool {
 		if unreachable(t.Reason) {
 			return false

@@ -36,6 +36,10 @@ type keeper struct {
 	disk     durable.Disk
 	log      *slog.Logger
 
+	// met, if set, takes over what another agent wrote, until quit is closed.
+	met    func(r record, quit <-chan struct{})
+	loaded time.Time // when the record was read
+
 	last    edition     // owned by the loop
 	written os.FileInfo // the file of the last write; owned by run
 	wanted  watch.Value[edition]
@@ -61,6 +65,7 @@ func (k *keeper) load() (record, error) {
 	if k.dir == "" {
 		return record{}, nil
 	}
+	k.loaded = time.Now()
 	path := filepath.Join(k.dir, recordName)
 	data, r, err := readRecord(path)
 	if err == nil {
@@ -132,6 +137,7 @@ func (k *keeper) await(ctx context.Context, number int) error {
 // run writes until quit is closed, and then once more if something is not on the disk.
 func (k *keeper) run(quit <-chan struct{}) {
 	for {
+		k.meet(quit)
 		next, changed := k.wanted.Watch()
 		done := k.done.Get()
 		if next.number > done.number || done.err != nil || next.number > 0 && !k.stands() {

@@ -40,6 +40,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		inv.recall(kept, time.Now())
 	}
 	if m.keeper.dir != "" && !m.keeper.readOnly {
+		m.keeper.met = m.meet
 		quit, written := make(chan struct{}), make(chan struct{})
 		go func() { m.keeper.run(quit); close(written) }()
 		defer m.keep(quit, written, inv)
