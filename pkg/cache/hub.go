@@ -59,9 +59,7 @@ func newRepository(records []*record) (repository, error) {
 				repo.files = append(repo.files, f)
 			}
 		}
-		if r.Hub.Revision != r.Revision {
-			repo.refer(r.Hub.Revision, r.Revision)
-		}
+		repo.refer(r.Hub.Revision, r.Revision) // a commit too: clients that list a cache want refs/ to be there
 	}
 	for commit, files := range trees {
 		text, err := json.Marshal(map[string]any{"format_version": 1, "files": files})

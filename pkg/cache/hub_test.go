@@ -122,6 +122,11 @@ func TestClientsOfTheHubFindTheModelWhereTheyLook(t *testing.T) {
 		require.NoError(t, ask(t, c, model.Spec{Name: "b"}))
 		wait(t, c, "b", func(s *model.Status) bool { return s.Update == nil && s.Answered == s.Asked })
 		require.Equal(t, map[string][]byte{"v2": []byte(commit2)}, tree(t, filepath.Join(dir, "refs")))
+		o.hub["b"] = model.Hub{Repo: "org/m", Revision: commit2}
+		o.put("b", commit2, some)
+		require.NoError(t, ask(t, c, model.Spec{Name: "b"}))
+		wait(t, c, "b", func(s *model.Status) bool { return s.Update == nil && s.Answered == s.Asked })
+		require.Equal(t, map[string][]byte{commit2: []byte(commit2)}, tree(t, filepath.Join(dir, "refs")))
 		require.NoError(t, c.Remove(t.Context(), "b", false))
 		require.NoDirExists(t, dir)
 		stop()
