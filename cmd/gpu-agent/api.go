@@ -39,6 +39,9 @@ func (a *agent) api() http.Handler {
 		}
 		return pull(ctx, c, in)
 	}))
+	mux.HandleFunc("GET /models/{name}/explain", a.model(func(_ context.Context, c *cache.Cache, r *http.Request) (any, error) {
+		return c.Explain(r.PathValue("name"))
+	}))
 	mux.HandleFunc("DELETE /models/{name}", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
 		force, err := strconv.ParseBool(cmp.Or(r.URL.Query().Get("force"), "false"))
 		if err != nil {

@@ -23,7 +23,7 @@ func modelsCommand() *cobra.Command {
 		modelsRm(),
 		modelsAct("pin NAME", "Never evict a model, nor remove it without --force", "/pin"),
 		modelsAct("unpin NAME", "Let a model be evicted again", "/unpin"),
-		modelsVerify())
+		modelsVerify(), modelsExplain())
 }
 
 func modelsLs() *cobra.Command {

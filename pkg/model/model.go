@@ -237,6 +237,20 @@ type Update struct {
 	Done     int64  `json:"done"`               // bytes on disk
 }
 
+// Explanation is why a model is on a node, is not, or is not yet.
+type Explanation struct {
+	Status
+	Wished          bool     `json:"wished"` // by a command
+	PinnedByConfig  bool     `json:"pinnedByConfig"`
+	PinnedByCommand bool     `json:"pinnedByCommand"`
+	Needed          int64    `json:"needed"`            // bytes that are still to come, 0 where that is not known
+	Admitted        bool     `json:"admitted"`          // room for them is reserved
+	Free            int64    `json:"free"`              // bytes that nobody has taken or reserved
+	Evictable       int64    `json:"evictable"`         // bytes that other models would give up for this one
+	Victims         []string `json:"victims,omitempty"` // those models, in the order in which they would go
+	Limit           int64    `json:"limit"`             // bytes
+}
+
 // Inventory is what the cache holds at one moment. Immutable.
 type Inventory struct {
 	Time     time.Time `json:"time"`

@@ -1,0 +1,37 @@
+package cache
+
+import (
+	"fmt"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Explain is all that is known of why a model is here, is not here, or not yet.
+func (c *Cache) Explain(name string) (model.Explanation, error) {
+	_, free, err := durable.Space(c.cfg.Root)
+	if err != nil {
+		return model.Explanation{}, fmt.Errorf("cache root %s: %w", c.cfg.Root, err)
+	}
+	c.mu.Lock()
+	e := c.models[name]
+	if e == nil || !e.asked() && e.visible == nil {
+		c.mu.Unlock()
+		return model.Explanation{}, notFound(name)
+	}
+	x := model.Explanation{Status: c.status(e), Limit: c.limit,
+		Wished: e.memory.Wished, PinnedByConfig: e.wanted && e.spec.Pinned, PinnedByCommand: e.memory.Pinned}
+	x.LastUse = e.lastUse()
+	used, reserved := c.ledger()
+	x.Free = max(0, min(c.limit-used-reserved, free-c.keepFree))
+	if j := e.job; j != nil {
+		x.Needed, x.Admitted = j.fetch-j.got.Load(), j.admitted
+	}
+	c.mu.Unlock()
+	victims, evictable := c.evictable(e)
+	x.Evictable = evictable
+	for _, v := range victims {
+		x.Victims = append(x.Victims, v.name)
+	}
+	return x, nil
+}
