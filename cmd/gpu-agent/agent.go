@@ -93,7 +93,7 @@ func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
 	if a.monitor, err = nvml.New(nvmlConfig(c, log.With("part", "nvml"))); err != nil {
 		return nil, usageError{err}
 	}
-	policy, err := resource.NewPolicy(c.DevicePlugin.Policy())
+	policy, err := resource.NewPolicy(c.Policy())
 	if err != nil {
 		return nil, usageError{fmt.Errorf("devicePlugin: %w", err)}
 	}
@@ -254,7 +254,7 @@ func (a *agent) offer(c config.Config) error {
 	if reflect.DeepEqual(a.offered, c.DevicePlugin) {
 		return nil
 	}
-	policy, err := resource.NewPolicy(c.DevicePlugin.Policy())
+	policy, err := resource.NewPolicy(c.Policy())
 	if err != nil {
 		return fmt.Errorf("devicePlugin: %w", err)
 	}

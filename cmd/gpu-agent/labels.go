@@ -37,7 +37,7 @@ func labelsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			policy, err := resource.NewPolicy(c.DevicePlugin.Policy())
+			policy, err := resource.NewPolicy(c.Policy())
 			if err != nil {
 				return usageError{err}
 			}

@@ -121,6 +121,16 @@ type IMEX struct {
 	Required   bool  `yaml:"required"`
 }
 
+// Policy decides what is offered. Where somebody else gives the GPUs to pods, whatever is configured of sharing
+// is not offered, and no label may say that it is.
+func (c Config) Policy() resource.Config {
+	p := c.DevicePlugin.Policy()
+	if c.Allocation == AllocateNone {
+		p.TimeSlicing, p.MPS = nil, nil
+	}
+	return p
+}
+
 // Policy is the part of the device plugin's configuration that decides what is offered.
 func (d DevicePlugin) Policy() resource.Config {
 	return resource.Config{

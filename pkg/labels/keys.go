@@ -42,7 +42,7 @@ func keys() []key {
 		{"nvidia.com/gpu.mode", "compute", "`graphics` or `compute` by PCI class; `unknown` when unreadable or mixed"},
 		{"nvidia.com/gpu.multiprocessors", "16", "With MIG strategy `single`: multiprocessors of an instance"},
 		{"nvidia.com/gpu.product", "NVIDIA-H100-80GB-HBM3", "The main model; with `-SHARED` when its shares go by the whole GPU's resource name. With MIG strategy `single` `<model>-MIG-<profile>`, or `<model>-MIG-INVALID`"},
-		{"nvidia.com/gpu.replicas", "1", "Units offered for each GPU or instance: 1 whole, more when shared, 0 when all are split by MIG"},
+		{"nvidia.com/gpu.replicas", "1", "Units offered for each GPU or instance: 1 whole, more when shared (the most that one of them is offered as), 0 when all are split by MIG"},
 		{"nvidia.com/gpu.sharing-strategy", "none", "`none`, `time-slicing` or `mps`; empty when the MIG layout is invalid"},
 		{"nvidia.com/gpu.slices.ci", "1", "With MIG strategy `single`: compute slices of an instance"},
 		{"nvidia.com/gpu.slices.gi", "1", "The same: GPU instance slices"},
