@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,7 @@ func (a *agent) web(metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeReady(w, a.state()) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { writeReady(w, a.state(), r.URL.Query()["exclude"]) })
 	mux.HandleFunc("GET /debug/snapshot", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.state()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -33,13 +34,19 @@ func (a *agent) web(metrics http.Handler) http.Handler {
 	return mux
 }
 
-// writeReady says of each part whether it is ready, and why not.
-func writeReady(w http.ResponseWriter, s *state) {
+// writeReady says of each part whether it is ready, and why not. Excluded parts do not count, as with
+// kube-apiserver's /readyz?exclude=NAME.
+func writeReady(w http.ResponseWriter, s *state, exclude []string) {
 	ready := s.ready()
 	status := http.StatusOK
 	var text strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(ready)) {
-		if why := ready[name]; why != "" {
+		why := ready[name]
+		if slices.Contains(exclude, name) {
+			fmt.Fprintf(&text, "[+] %s excluded: %s\n", name, cmp.Or(why, "ok"))
+			continue
+		}
+		if why != "" {
 			status = http.StatusServiceUnavailable
 			fmt.Fprintf(&text, "[-] %s: %s\n", name, why)
 			continue

@@ -64,7 +64,9 @@ func (s *state) ready() map[string]string {
 	if _, asked := s.Tasks["pods"]; asked && !s.PodsKnown && parts["pods"] == "" {
 		parts["pods"] = "the kubelet does not say which pod holds which GPU: see podResources.socket"
 	}
-	if s.Plugin != nil && !s.Plugin.Registered && parts["deviceplugin"] == "" {
+	// Without a driver there is nothing to register, and the part of that name has said so.
+	registers := s.Snapshot.Driver.Loaded || s.Snapshot.Driver.Error == gpu.NotAsked
+	if s.Plugin != nil && !s.Plugin.Registered && registers && parts["deviceplugin"] == "" {
 		parts["deviceplugin"] = "not registered with the kubelet: " + s.Plugin.Error
 	}
 	if s.CDIError != "" && parts["cdi"] == "" {

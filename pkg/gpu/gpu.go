@@ -26,6 +26,9 @@ type Snapshot struct {
 	StateError string `json:"stateError,omitempty"`
 }
 
+// NotAsked is Driver.Error until the first attempt to open the driver has ended.
+const NotAsked = "the driver has not been asked yet"
+
 // Driver is the NVIDIA driver of the node.
 type Driver struct {
 	Loaded      bool   `json:"loaded"`                // NVML is initialised

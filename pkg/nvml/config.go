@@ -160,7 +160,7 @@ func New(cfg Config) (*Monitor, error) {
 	m.latest.Set(&gpu.Snapshot{
 		Time:      time.Now(),
 		Simulated: m.simulated,
-		Driver:    gpu.Driver{Error: "the driver has not been asked yet"},
+		Driver:    gpu.Driver{Error: gpu.NotAsked},
 	})
 	return m, nil
 }
