@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/go-logr/logr"
@@ -185,24 +186,44 @@ func watchFiles(log *slog.Logger, paths ...string) (*fileWatch, error) {
 	return w, nil
 }
 
+// replacing is how long a file may be away while another takes its place, before it counts as gone.
+const replacing = 2 * time.Second
+
 func (w *fileWatch) run(paths []string, log *slog.Logger) {
 	defer close(w.ended)
 	last, _ := readAll(paths)
+	gone := time.NewTimer(replacing)
+	gone.Stop()
+	defer gone.Stop()
+	look := func(patient bool) {
+		now, err := readAll(paths)
+		switch {
+		case err != nil && patient:
+			gone.Reset(replacing) // in the middle of a replacement, or removed
+			return
+		case err != nil:
+			last = nil // whoever reads it now says so; when it is back, it is news
+		case slices.Equal(now, last):
+			gone.Stop()
+			return
+		default:
+			gone.Stop()
+			last = now
+		}
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
 	for {
 		select {
 		case _, ok := <-w.watcher.Events:
 			if !ok {
 				return
 			}
-			now, err := readAll(paths)
-			if err != nil || slices.Equal(now, last) {
-				continue // in the middle of a replacement, or another file
-			}
-			last = now
-			select {
-			case w.changed <- struct{}{}:
-			default:
-			}
+			look(true)
+		case <-gone.C:
+			look(false)
 		case err, ok := <-w.watcher.Errors:
 			if !ok {
 				return
