@@ -352,7 +352,7 @@ func (a *agent) pluginStatus() exporter.PluginStatus {
 	if name := a.policy.Get().Resource(); len(rows) == 0 {
 		rows[name] = exporter.ResourceStatus{Resource: name}
 	}
-	return exporter.PluginStatus{Allocations: s.Allocations, Resources: slices.Collect(maps.Values(rows))}
+	return exporter.PluginStatus{Allocations: s.Allocations, ModelsMounts: s.ModelsMounts, Resources: slices.Collect(maps.Values(rows))}
 }
 
 // state is everything that there is to show.

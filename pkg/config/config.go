@@ -229,7 +229,7 @@ func Default() Config {
 			MIGStrategy: "none", Sharing: Sharing{Allocation: "distributed"}, MPSRoot: "/run/nvidia/mps", MPSBinDir: "/usr/bin", DevRoot: "/dev",
 			Resources: Resources{GPUs: []ResourceName{}, MIG: []ResourceName{}}, Include: []string{}, Exclude: []string{},
 			CDIAnnotationPrefix: "cdi.k8s.io/", IMEX: IMEX{ChannelIDs: []int{}},
-			KubeletDir: "/var/lib/kubelet/device-plugins",
+			KubeletDir: "/var/lib/kubelet/device-plugins", InjectModelsMount: InjectModelsMount{Path: "/models"},
 		},
 		CDI: CDI{
 			Dir: "/var/run/cdi", DriverRoot: "/", DriverRootMount: "/driver-root", DisabledHooks: []string{},

@@ -72,15 +72,23 @@ func TestSizesOfEveryUnit(t *testing.T) {
 
 func TestBadInputIsOneClearLineEach(t *testing.T) {
 	for name, tc := range map[string]struct{ in, want string }{
-		"empty":           {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},
-		"not yaml":        {"a: [", "c.yaml:1: not YAML: did not find expected node content"},
-		"no kind":         {"apiVersion: gpu-agent.dev/v1alpha1\n", `c.yaml: kind: want Config, got ""`},
-		"other version":   {"apiVersion: v2\nkind: Config\n", `c.yaml:1: apiVersion: want gpu-agent.dev/v1alpha1, got "v2"`},
-		"unknown key":     {head + "nvml:\n  libary: x\n", "c.yaml:4: nvml.libary: unknown key: see the reference for those that there are"},
-		"no XID":          {head + "health:\n  xids:\n    x: ignore\n", "c.yaml:5: health.xids.x: want a whole number, got str `x`"},
-		"other XID":       {head + "health:\n  xids:\n    1000: ignore\n", "c.yaml:5: health.xids.1000: want an XID of 1 to 999, got 1000"},
-		"XID policy":      {head + "health:\n  xids:\n    109: never\n", `c.yaml:5: health.xids.109: want one of ignore, notice, operator, reboot, reset, got "never"`},
-		"ignored reason":  {head + "health:\n  ignore: [Lost]\n", `c.yaml:4: health.ignore[0]: want one of RecoveryAction, Unavailable, ECC, RowRemapFailed, SRAMThreshold, FabricFault, got "Lost"`},
+		"empty":          {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},
+		"not yaml":       {"a: [", "c.yaml:1: not YAML: did not find expected node content"},
+		"no kind":        {"apiVersion: gpu-agent.dev/v1alpha1\n", `c.yaml: kind: want Config, got ""`},
+		"other version":  {"apiVersion: v2\nkind: Config\n", `c.yaml:1: apiVersion: want gpu-agent.dev/v1alpha1, got "v2"`},
+		"unknown key":    {head + "nvml:\n  libary: x\n", "c.yaml:4: nvml.libary: unknown key: see the reference for those that there are"},
+		"no XID":         {head + "health:\n  xids:\n    x: ignore\n", "c.yaml:5: health.xids.x: want a whole number, got str `x`"},
+		"other XID":      {head + "health:\n  xids:\n    1000: ignore\n", "c.yaml:5: health.xids.1000: want an XID of 1 to 999, got 1000"},
+		"XID policy":     {head + "health:\n  xids:\n    109: never\n", `c.yaml:5: health.xids.109: want one of ignore, notice, operator, reboot, reset, got "never"`},
+		"ignored reason": {head + "health:\n  ignore: [Lost]\n", `c.yaml:4: health.ignore[0]: want one of RecoveryAction, Unavailable, ECC, RowRemapFailed, SRAMThreshold, FabricFault, got "Lost"`},
+		"models without a cache": {head + "cache: {enabled: false}\ndevicePlugin: {injectModelsMount: {enabled: true}}\n",
+			"c.yaml:4: devicePlugin.injectModelsMount.enabled: want cache.enabled with it: without the cache there are no models to mount"},
+		"models without GPUs": {head + "allocation: none\ndevicePlugin: {injectModelsMount: {enabled: true}}\n",
+			"c.yaml:4: devicePlugin.injectModelsMount.enabled: want allocation device-plugin with it: the mount comes with the GPUs"},
+		"models over the system": {head + "devicePlugin: {injectModelsMount: {enabled: true, path: /usr}}\n",
+			`c.yaml:3: devicePlugin.injectModelsMount.path: "/usr": it would hide what containers need there: want a clean absolute path in the container, such as /models`},
+		"models of the whole host": {head + "devicePlugin: {injectModelsMount: {enabled: true, hostRoot: /}}\n",
+			`c.yaml:3: devicePlugin.injectModelsMount.hostRoot: want an absolute path of the host that is not its root, such as /var/lib/gpu-agent, got "/"`},
 		"no probes":       {head + "health:\n  probes: 0\n", "c.yaml:4: health.probes: want 1 to 100, got 0"},
 		"state dir":       {head + "health: {stateDir: state}\n", `c.yaml:3: health.stateDir: want an absolute path, got "state"`},
 		"unknown section": {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
@@ -177,4 +185,18 @@ func FuzzParseNeverPanics(f *testing.F) {
 			require.NotEmpty(t, err.Error())
 		}
 	})
+}
+
+func TestTheModelsAreMountedFromWhereTheHostHasThem(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "",
+		"devicePlugin: {injectModelsMount: {enabled: true}}\n":                      "/var/lib/gpu-agent/models",
+		"cache: {root: /x}\ndevicePlugin: {injectModelsMount: {enabled: true}}\n":   "/x/models",
+		"devicePlugin: {injectModelsMount: {enabled: true, hostRoot: /mnt/ssd/}}\n": "/mnt/ssd/models",
+	} {
+		c, err := config.Parse("c.yaml", []byte(head+in))
+		require.NoError(t, err, in)
+		require.Equal(t, want, c.Policy().Models, in)
+		require.Equal(t, "/models", c.Policy().ModelsPath)
+	}
 }

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 
@@ -34,6 +36,15 @@ type DevicePlugin struct {
 	GDS                 bool      `yaml:"gds"`
 	MOFED               bool      `yaml:"mofed"`
 	KubeletDir          string    `yaml:"kubeletDir"`
+
+	InjectModelsMount InjectModelsMount `yaml:"injectModelsMount"`
+}
+
+// InjectModelsMount gives every container with a GPU the cache's models, read-only.
+type InjectModelsMount struct {
+	Enabled  bool   `yaml:"enabled"`
+	Path     string `yaml:"path"`     // in the container
+	HostRoot string `yaml:"hostRoot"` // cache.root as the host sees it; "" where that is the same
 }
 
 // Resources are resource names by GPU model and by MIG profile. The keys of this type and of those below
@@ -128,6 +139,9 @@ func (c Config) Policy() resource.Config {
 	if c.Allocation == AllocateNone {
 		p.TimeSlicing, p.MPS = nil, nil
 	}
+	if inject := c.DevicePlugin.InjectModelsMount; inject.Enabled {
+		p.Models = path.Join(cmp.Or(inject.HostRoot, c.Cache.Root), "models")
+	}
 	return p
 }
 
@@ -141,7 +155,8 @@ func (d DevicePlugin) Policy() resource.Config {
 		Strategies: d.Strategies, IDStrategy: d.IDStrategy, PassDeviceSpecs: d.PassDeviceSpecs, DevRoot: d.DevRoot,
 		CDIKind: d.CDIKind, CDIAnnotationPrefix: d.CDIAnnotationPrefix,
 		IMEXChannels: d.IMEX.ChannelIDs, IMEXRequired: d.IMEX.Required, GDRCopy: d.GDRCopy, GDS: d.GDS, MOFED: d.MOFED,
-		Exists: func(path string) bool { _, err := os.Stat(path); return err == nil },
+		ModelsPath: d.InjectModelsMount.Path,
+		Exists:     func(path string) bool { _, err := os.Stat(path); return err == nil },
 	}
 }
 
@@ -179,6 +194,17 @@ func (c *Config) checkPlugin(f *file) {
 	}
 	if c.DevicePlugin.NVIDIAConfig != "" {
 		f.absolute("devicePlugin.nvidiaConfig", c.DevicePlugin.NVIDIAConfig)
+	}
+	if inject := c.DevicePlugin.InjectModelsMount; inject.Enabled {
+		switch {
+		case !c.Cache.Enabled:
+			f.wrong("devicePlugin.injectModelsMount.enabled", "want cache.enabled with it: without the cache there are no models to mount")
+		case c.Allocation != AllocateByPlugin:
+			f.wrong("devicePlugin.injectModelsMount.enabled", "want allocation device-plugin with it: the mount comes with the GPUs")
+		}
+		if root := cmp.Or(inject.HostRoot, c.Cache.Root); !path.IsAbs(root) || path.Clean(root) == "/" {
+			f.wrong("devicePlugin.injectModelsMount.hostRoot", "want an absolute path of the host that is not its root, such as /var/lib/gpu-agent, got %q", root)
+		}
 	}
 	c.checkChoice(f)
 	f.absolute("devicePlugin.mpsBinDir", c.DevicePlugin.MPSBinDir)

@@ -68,6 +68,7 @@ type Status struct {
 	// Since the start; they never decrease.
 	Registrations uint64
 	Allocations   uint64 // containers answered by Allocate
+	ModelsMounts  uint64 // of those, the containers that were given the folder of models
 }
 
 // An Endpoint is one registration of one resource.
@@ -85,9 +86,10 @@ type Plugin struct {
 
 	ended       chan struct{} // a stream or a server ended; holds one, more say no more
 	allocations atomic.Uint64
+	mounted     atomic.Uint64 // of those, with the folder of models
 
 	mu     sync.Mutex
-	status Status // guarded by mu, but for Allocations
+	status Status // guarded by mu, but for Allocations and ModelsMounts
 
 	// Owned by Run.
 	known         []string             // resources to be registered, sorted
@@ -127,7 +129,7 @@ func (p *Plugin) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.status
-	s.Allocations = p.allocations.Load()
+	s.Allocations, s.ModelsMounts = p.allocations.Load(), p.mounted.Load()
 	return s
 }
 

@@ -113,10 +113,14 @@ func (s *service) Allocate(_ context.Context, in *api.AllocateRequest) (*api.All
 		}
 		out.ContainerResponses = append(out.ContainerResponses, answer(edits))
 	}
+	models := policy.Config().Models
 	for _, c := range in.GetContainerRequests() {
-		s.plugin.cfg.Log.Info("allocated", "resource", s.resource, "devices", c.GetDevicesIds())
+		s.plugin.cfg.Log.Info("allocated", "resource", s.resource, "devices", c.GetDevicesIds(), "models", models)
 	}
 	s.plugin.allocations.Add(uint64(len(out.ContainerResponses)))
+	if models != "" {
+		s.plugin.mounted.Add(uint64(len(out.ContainerResponses)))
+	}
 	if told := s.plugin.cfg.Allocated; told != nil {
 		told()
 	}
@@ -126,7 +130,7 @@ func (s *service) Allocate(_ context.Context, in *api.AllocateRequest) (*api.All
 func answer(e resource.Edits) *api.ContainerAllocateResponse {
 	out := &api.ContainerAllocateResponse{Envs: e.Env, Annotations: e.Annotations}
 	for _, m := range e.Mounts {
-		out.Mounts = append(out.Mounts, &api.Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath})
+		out.Mounts = append(out.Mounts, &api.Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath, ReadOnly: m.ReadOnly})
 	}
 	for _, name := range e.CDIDevices {
 		out.CdiDevices = append(out.CdiDevices, &api.CDIDevice{Name: name})

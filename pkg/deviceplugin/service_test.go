@@ -85,15 +85,21 @@ func TestEveryEditIsInTheAnswer(t *testing.T) {
 	got := answer(resource.Edits{
 		Env:         map[string]string{"NVIDIA_VISIBLE_DEVICES": "GPU-1"},
 		Annotations: map[string]string{"cdi.k8s.io/nvidia-device-plugin_1": "nvidia.com/gpu=GPU-1"},
-		Mounts:      []resource.Mount{{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/GPU-1"}},
+		Mounts: []resource.Mount{
+			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/GPU-1"},
+			{HostPath: "/cache/models", ContainerPath: "/models", ReadOnly: true},
+		},
 		CDIDevices:  []string{"nvidia.com/gpu=GPU-1"},
 		DeviceNodes: []resource.DeviceNode{{HostPath: "/host/dev/nvidia0", ContainerPath: "/dev/nvidia0", Permissions: "rw"}},
 	})
 	require.Equal(t, &api.ContainerAllocateResponse{
 		Envs:        map[string]string{"NVIDIA_VISIBLE_DEVICES": "GPU-1"},
 		Annotations: map[string]string{"cdi.k8s.io/nvidia-device-plugin_1": "nvidia.com/gpu=GPU-1"},
-		Mounts:      []*api.Mount{{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/GPU-1"}},
-		CdiDevices:  []*api.CDIDevice{{Name: "nvidia.com/gpu=GPU-1"}},
-		Devices:     []*api.DeviceSpec{{HostPath: "/host/dev/nvidia0", ContainerPath: "/dev/nvidia0", Permissions: "rw"}},
+		Mounts: []*api.Mount{
+			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/GPU-1"},
+			{HostPath: "/cache/models", ContainerPath: "/models", ReadOnly: true},
+		},
+		CdiDevices: []*api.CDIDevice{{Name: "nvidia.com/gpu=GPU-1"}},
+		Devices:    []*api.DeviceSpec{{HostPath: "/host/dev/nvidia0", ContainerPath: "/dev/nvidia0", Permissions: "rw"}},
 	}, got)
 }

@@ -60,6 +60,12 @@ func agentFamilies() []family[*node] {
 					to(float64(n.plugin.Allocations))
 				}
 			}},
+		{name: "gpu_agent_models_mounts_total", kind: counter, unit: "1", help: "Containers that were given the cache's folder of models with their devices since the agent started (devicePlugin.injectModelsMount).",
+			read: func(n *node, to emit) {
+				if n.plugin != nil {
+					to(float64(n.plugin.ModelsMounts))
+				}
+			}},
 	}
 }
 

@@ -63,8 +63,10 @@ type Sources struct {
 
 // PluginStatus is how the device plugin stands with the kubelet.
 type PluginStatus struct {
-	Resources   []ResourceStatus
-	Allocations uint64 // containers answered by Allocate since the agent started
+	Resources []ResourceStatus
+	// Since the agent started: containers answered by Allocate, and of those the ones that were given the
+	// cache's folder of models.
+	Allocations, ModelsMounts uint64
 }
 
 // ResourceStatus is one resource that the device plugin offers.

@@ -47,7 +47,7 @@ func (w *world) sources() Sources {
 		Owners:    func() (owners, bool) { return w.owners, w.up },
 		Tasks:     func() map[string]bool { return map[string]bool{"nvml": true, "cache": false} },
 		Plugin: func() PluginStatus {
-			return PluginStatus{Allocations: 7, Resources: []ResourceStatus{
+			return PluginStatus{Allocations: 7, ModelsMounts: 5, Resources: []ResourceStatus{
 				{Resource: "nvidia.com/gpu", Registered: true, Devices: 2, Healthy: 2},
 				{Resource: "nvidia.com/mig-1g.10gb", Devices: 7, Healthy: 6},
 			}}

@@ -74,6 +74,11 @@ type Config struct {
 	GDS          bool
 	MOFED        bool
 
+	// Models is the folder of the host that every container with a GPU gets read-only at ModelsPath, which
+	// MODEL_CACHE_DIR names; "": none. The mount is in no pod's spec, so that Pod Security does not see it.
+	Models     string
+	ModelsPath string // default "/models"
+
 	// Exists reports whether a path below DevRoot is there on the host; required with PassDeviceSpecs and
 	// IMEXChannels.
 	Exists func(path string) bool
@@ -150,6 +155,7 @@ func (c *Config) finish() {
 	c.DevRoot = cmp.Or(c.DevRoot, "/dev")
 	c.CDIKind = cmp.Or(c.CDIKind, HostCDIKind)
 	c.CDIAnnotationPrefix = cmp.Or(c.CDIAnnotationPrefix, "cdi.k8s.io/")
+	c.ModelsPath = cmp.Or(c.ModelsPath, "/models")
 	c.Strategies = slices.Clone(c.Strategies)
 	if len(c.Strategies) == 0 {
 		c.Strategies = []string{EnvVar}
@@ -186,6 +192,7 @@ func (c *Config) faults() Faults {
 	if c.IMEXRequired && len(c.IMEXChannels) == 0 {
 		f.add("imex.required", "required, but no channel is named: want channelIDs: [0]")
 	}
+	c.modelsFaults(&f)
 	if c.Exists == nil && (c.PassDeviceSpecs || len(c.IMEXChannels) > 0) {
 		f.add("passDeviceSpecs", "device nodes are to be passed, but nothing says which of them exist")
 	}

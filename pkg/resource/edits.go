@@ -43,6 +43,7 @@ func (p Policy) Edits(s *gpu.Snapshot, ids []ID) (Edits, error) {
 			}
 		}
 	}
+	p.modelsEdits(&e)
 	if len(e.Env) == 0 {
 		e.Env = nil
 	}

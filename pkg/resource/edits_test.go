@@ -119,6 +119,27 @@ func TestEdits(t *testing.T) {
 			ids:  ids(1),
 			want: resource.Edits{Env: map[string]string{"NVIDIA_VISIBLE_DEVICES": u(1)}},
 		},
+		"the models, beside what every strategy gives": {
+			cfg: resource.Config{
+				Strategies: []string{resource.EnvVar, resource.VolumeMounts, resource.CDICRI}, IDStrategy: resource.ByIndex,
+				Models: "/var/lib/gpu-agent/models",
+			},
+			ids: ids(1, 2),
+			want: resource.Edits{
+				Env:        map[string]string{"NVIDIA_VISIBLE_DEVICES": "/var/run/nvidia-container-devices", "MODEL_CACHE_DIR": "/models"},
+				Mounts:     []resource.Mount{null("1"), null("2"), {HostPath: "/var/lib/gpu-agent/models", ContainerPath: "/models", ReadOnly: true}},
+				CDIDevices: []string{"nvidia.com/gpu=1", "nvidia.com/gpu=2"},
+			},
+		},
+		"the models elsewhere, with CDI alone": {
+			cfg: resource.Config{Strategies: []string{resource.CDICRI}, Models: "/mnt/ssd/models", ModelsPath: "/mnt/models"},
+			ids: ids(1),
+			want: resource.Edits{
+				Env:        map[string]string{"MODEL_CACHE_DIR": "/mnt/models"},
+				Mounts:     []resource.Mount{{HostPath: "/mnt/ssd/models", ContainerPath: "/mnt/models", ReadOnly: true}},
+				CDIDevices: []string{"nvidia.com/gpu=" + u(1)},
+			},
+		},
 		"MPS": {
 			cfg: resource.Config{MPS: &resource.Sharing{RenameByDefault: true, Resources: []resource.Shared{{Name: "nvidia.com/gpu", Replicas: 2}}}},
 			ids: []resource.ID{share(1, 1)},

@@ -88,6 +88,7 @@ type Edits struct {
 type Mount struct {
 	HostPath      string
 	ContainerPath string
+	ReadOnly      bool
 }
 
 // A DeviceNode is a character device of the host in a container.
