@@ -27,6 +27,8 @@ type deployment struct {
 	model    string // name of a model in bucket models, or none
 	replicas int    // of each GPU; 0 is whole GPUs
 
+	inject bool // the models into every container with a GPU
+
 	choices map[string]int // replicas by the name of one of NVIDIA's files, for the node's label to choose from
 }
 
@@ -113,14 +115,14 @@ func (d deployment) config() string {
 apiVersion: gpu-agent.dev/v1alpha1
 kind: Config
 nvml: {library: /driver/libnvidia-ml.so.1, interval: 1s, deadline: 2s}
-devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}, nvidiaConfigDir: "%s"}
+devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}, nvidiaConfigDir: "%s", injectModelsMount: {enabled: %t}}
 labels: {startupTaint: true}
 podResources: {interval: 1s}
 cache:
   limit: 1Gi
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, sharing, choices, models, s3Endpoint)
+`, d.strategy, sharing, choices, d.inject, models, s3Endpoint)
 }
 
 // edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod
