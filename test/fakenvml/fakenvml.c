@@ -632,6 +632,56 @@ EXPORT ret nvmlDeviceGetAttributes_v2(device d, attributes *a) {
   return SUCCESS;
 }
 
+#ifndef FAKENVML_NO_PROFILES // what NVIDIA's nvcdi asks of a MIG device, and some drivers do not have
+// A GPU instance or a compute instance is the handle of one of its MIG devices. Its profile is known by its slices: the
+// ids are not the numbers of the profiles, as with the real library.
+static const int profile_slices[] = {1, 2, 3, 4, 7, 8, 6}; // NVML_GPU_INSTANCE_PROFILE_1_SLICE and so on
+#define PROFILES (sizeof profile_slices / sizeof *profile_slices)
+static unsigned profile_id(double slices, unsigned base) {
+  for (unsigned i = 0; i < PROFILES; i++)
+    if (profile_slices[i] == (int)slices) return base + i;
+  return base + PROFILES; // of no profile
+}
+// instance finds the MIG device of a GPU with these ids; any compute instance's where ci is below 0.
+static ret instance(device d, int gi, int ci, device *found) {
+  struct mig m;
+  for (int i = 0; i < MAX_MIG; i++)
+    if (find_mig(d->index, i, &m) && m.gi == gi && (ci < 0 || m.ci == ci)) return nvmlDeviceGetMigDeviceHandleByIndex(&handles[d->index], (unsigned)i, found);
+  return NOT_FOUND;
+}
+EXPORT ret nvmlDeviceGetGpuInstanceById(device d, unsigned id, device *gi) { LOOK; return instance(d, (int)id, -1, gi); }
+EXPORT ret nvmlGpuInstanceGetComputeInstanceById(device d, unsigned id, device *ci) { LOOK_MIG; return in_mig ? instance(d, m.gi, (int)id, ci) : INVALID_ARGUMENT; }
+typedef struct { device d; unsigned id, profile, start, size; } gi_info;
+EXPORT ret nvmlGpuInstanceGetInfo(device d, gi_info *v) {
+  LOOK_MIG;
+  if (!in_mig) return INVALID_ARGUMENT;
+  *v = (gi_info){&handles[d->index], (unsigned)m.gi, profile_id(m.gi_slices, 100), 0, (unsigned)m.gi_slices};
+  return SUCCESS;
+}
+typedef struct { device d, gi; unsigned id, profile, start, size; } ci_info;
+EXPORT ret nvmlComputeInstanceGetInfo_v2(device d, ci_info *v) {
+  LOOK_MIG;
+  if (!in_mig) return INVALID_ARGUMENT;
+  *v = (ci_info){&handles[d->index], d, (unsigned)m.ci, profile_id(m.ci_slices, 200), 0, (unsigned)m.ci_slices};
+  return SUCCESS;
+}
+typedef struct { unsigned id, p2p, slices, instances, sms, copy, decoder, encoder, jpeg, ofa; u64 memory; } gi_profile;
+EXPORT ret nvmlDeviceGetGpuInstanceProfileInfo(device d, unsigned profile, gi_profile *v) {
+  LOOK;
+  if (profile >= PROFILES) return NOT_SUPPORTED;
+  *v = (gi_profile){.id = 100 + profile, .slices = (unsigned)profile_slices[profile], .instances = 1};
+  return SUCCESS;
+}
+typedef struct { unsigned id, slices, instances, sms, copy, decoder, encoder, jpeg, ofa; } ci_profile;
+EXPORT ret nvmlGpuInstanceGetComputeInstanceProfileInfo(device d, unsigned profile, unsigned engines, ci_profile *v) {
+  LOOK_MIG;
+  if (!in_mig || engines) return INVALID_ARGUMENT;
+  if (profile >= PROFILES) return NOT_SUPPORTED;
+  *v = (ci_profile){.id = 200 + profile, .slices = (unsigned)profile_slices[profile], .instances = 1};
+  return SUCCESS;
+}
+#endif
+
 // link_to is where a GPU's n-th link leads: "switch", "cpu" or a GPU's number; empty when it is down.
 static void link_to(int gpu, unsigned n, char *to) {
   pthread_mutex_lock(&mu);

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -52,12 +53,15 @@ var fakeLibrary = sync.OnceValues(func() (string, error) {
 	if built, err = os.MkdirTemp("", "fakenvml"); err != nil {
 		return "", err
 	}
-	library := filepath.Join(built, "libnvidia-ml.so.1")
-	if msg, err := exec.Command("../../../test/fakenvml/build.sh", library).CombinedOutput(); err != nil {
+	return build(filepath.Join(built, "libnvidia-ml.so.1"))
+})
+
+func build(library string, flags ...string) (string, error) {
+	if msg, err := exec.Command("../../../test/fakenvml/build.sh", append([]string{library}, flags...)...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, msg)
 	}
 	return library, nil
-})
+}
 
 // driverRoot is a host with a driver whose library answers, and with device nodes. Making nodes needs root.
 func driverRoot(t *testing.T) string {
@@ -208,13 +212,75 @@ func TestAGPUThatHangsHoldsBackItselfAlone(t *testing.T) {
 	}, w.Missing(snapshot()))
 }
 
-// test/fakenvml has not all that nvcdi asks of MIG instances, as a driver too old for nvcdi has not.
-func TestAFunctionThatTheDriverLacksCostsOneGPU(t *testing.T) {
-	root := driverRoot(t)
-	state(t, "gpu 1 mig=1\nmig 1 1g.10gb gi=7 ci=0 uuid=MIG-23300001-5140-4000-8000-000000000007\n")
+const instance7 = "MIG-23300001-5140-4000-8000-000000000007"
+
+// split is the snapshot with one MIG instance on GPU 1.
+func split(t *testing.T) *gpu.Snapshot {
+	state(t, "gpu 1 mig=1\nmig 1 1g.10gb gi=7 ci=0 uuid="+instance7+"\n")
 	s := snapshot()
 	s.Devices[1].MIGEnabled = true
-	s.Devices[1].Instances = []gpu.Instance{{UUID: "MIG-23300001-5140-4000-8000-000000000007", GI: 7}}
+	s.Devices[1].Instances = []gpu.Instance{{UUID: instance7, GI: 7}}
+	return s
+}
+
+func TestAnInstanceGetsItsGPUAndItsCapabilities(t *testing.T) {
+	root := driverRoot(t)
+	s := split(t)
+	cfg := config(t, root)
+	cfg.Generator = withMinors(t, "gpu1/gi7/access 66", "gpu1/gi7/ci0/access 67", "gpu1/gi8/access 75", "gpu1/gi8/ci0/access 76")
+	require.NoError(t, os.Mkdir(filepath.Join(root, "dev/nvidia-caps"), 0o755))
+	for _, minor := range []int{66, 67, 75, 76} {
+		node := filepath.Join(root, fmt.Sprintf("dev/nvidia-caps/nvidia-cap%d", minor))
+		require.NoError(t, unix.Mknod(node, unix.S_IFCHR|0o444, int(unix.Mkdev(237, uint32(minor)))))
+	}
+	w := written(t, cfg, s)
+	require.NoError(t, w.Err())
+	require.Empty(t, w.Missing(s))
+
+	cache, err := cdilib.NewCache(cdilib.WithSpecDirs(cfg.Dir), cdilib.WithAutoRefresh(false))
+	require.NoError(t, err)
+	require.Empty(t, cache.GetErrors())
+	const kind = cdi.Vendor + "/gpu="
+	require.Equal(t, []string{kind + "0", kind + "1:0", kind + gpu0, kind + instance7}, cache.ListDevices())
+	one := cache.GetDevice(kind + instance7)
+	require.Equal(t, one.ContainerEdits, cache.GetDevice(kind+"1:0").ContainerEdits)
+	nodes := map[string]string{}
+	for _, d := range one.ContainerEdits.DeviceNodes {
+		nodes[d.Path] = d.HostPath
+	}
+	require.Equal(t, map[string]string{
+		"/dev/nvidia1":                  "/dev/nvidia1",
+		"/dev/nvidia-caps/nvidia-cap66": "/dev/nvidia-caps/nvidia-cap66",
+		"/dev/nvidia-caps/nvidia-cap67": "/dev/nvidia-caps/nvidia-cap67",
+	}, nodes, "its GPU, its GPU instance and its compute instance, and no other's")
+}
+
+// withMinors runs the generation where the kernel says which capability is which device node, as with a driver that
+// has MIG. /proc is the kernel's own, so the child has mounts of its own.
+func withMinors(t *testing.T, lines ...string) *cdi.Child {
+	t.Helper()
+	driver := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(driver, "nvidia-caps"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(driver, "nvidia-caps/mig-minors"), []byte(strings.Join(lines, "\n")+"\n"), 0o444))
+	child := &cdi.Child{Path: "unshare", Args: []string{
+		"--mount", "--propagation", "private", "sh", "-c", `mount --bind "$0" /proc/driver && exec "$1"`, driver, os.Args[0],
+	}}
+	path, err := exec.LookPath(child.Path)
+	if err == nil {
+		child.Path = path
+		err = exec.Command(path, "--mount", "--propagation", "private", "mount", "--bind", driver, "/proc/driver").Run()
+	}
+	if err != nil {
+		t.Skipf("no mounts of its own for a child here: %v", err)
+	}
+	return child
+}
+
+func TestAFunctionThatTheDriverLacksCostsOneGPU(t *testing.T) {
+	root := driverRoot(t)
+	_, err := build(filepath.Join(root, "usr/lib/x86_64-linux-gnu/libnvidia-ml.so."+driver), "-DFAKENVML_NO_PROFILES")
+	require.NoError(t, err)
+	s := split(t)
 	w := written(t, config(t, root), s)
 	require.NoError(t, w.Err())
 	require.Contains(t, w.Missing(s)[gpu1], "symbol lookup error")
