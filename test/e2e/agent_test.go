@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,6 +27,8 @@ type deployment struct {
 	driver   *driver
 	model    string // name of a model in bucket models, or none
 	replicas int    // of each GPU; 0 is whole GPUs
+	mig      string // strategy; "" is the default's
+	specs    bool   // the agent writes the CDI specs
 
 	inject bool // the models into every container with a GPU
 
@@ -65,16 +68,19 @@ spec:
     spec:
       containers:
       - name: gpu-agent
-        image: %s
+        image: %[1]s
         imagePullPolicy: Never
         env: [{name: FAKENVML_STATE, value: /driver/state}]
         volumeMounts:
         - {name: driver, mountPath: /driver, readOnly: true}
+        - {name: driver, mountPath: %[2]s, readOnly: true} # the hook is looked for under its path of the host
+        - {name: cdi, mountPath: /var/run/cdi}
         - {name: s3, mountPath: /etc/s3, readOnly: true}
         - {name: choices, mountPath: /etc/choices, readOnly: true}
       volumes:
       - {name: choices, configMap: {name: choices}}
-      - {name: driver, hostPath: {path: %s, type: Directory}}
+      - {name: cdi, hostPath: {path: /var/run/cdi, type: DirectoryOrCreate}}
+      - {name: driver, hostPath: {path: %[2]s, type: Directory}}
       - {name: s3, secret: {secretName: s3}}
 `, agentImage, d.driver.dir))
 	write("kustomization.yaml", fmt.Sprintf(`
@@ -111,18 +117,23 @@ func (d deployment) config() string {
 	if len(d.choices) > 0 {
 		choices = "/etc/choices"
 	}
+	cdi := "{}"
+	if d.specs {
+		cdi = fmt.Sprintf("{enabled: true, driverRoot: %[1]s, driverRootMount: /driver, hook: %[1]s/nvidia-cdi-hook}", d.driver.dir)
+	}
 	return fmt.Sprintf(`
 apiVersion: gpu-agent.dev/v1alpha1
 kind: Config
 nvml: {library: /driver/libnvidia-ml.so.1, interval: 1s, deadline: 2s}
-devicePlugin: {strategies: [%s], sharing: {timeSlicing: %s}, nvidiaConfigDir: "%s", injectModelsMount: {enabled: %t}}
+devicePlugin: {strategies: [%s], migStrategy: %s, sharing: {timeSlicing: %s}, nvidiaConfigDir: "%s", injectModelsMount: {enabled: %t}}
+cdi: %s
 labels: {startupTaint: true}
 podResources: {interval: 1s}
 cache:
   limit: 1Gi
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, sharing, choices, d.inject, models, s3Endpoint)
+`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, models, s3Endpoint)
 }
 
 // edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod

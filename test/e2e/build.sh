@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 export GOTOOLCHAIN=go$(sed -n "s/^go //p" ../../go.mod)
 kubernetes=$(sed -nE 's/^(require)?[[:space:]]*k8s\.io\/kubernetes v([^ ]+).*/\2/p' kubernetes/go.mod)
 key=$({ cat kubernetes/go.mod kubernetes/go.sum containerd/go.mod containerd/go.sum \
-	versitygw/go.mod versitygw/go.sum build.sh; echo "$GOTOOLCHAIN"; } | sha256sum | cut -c1-12)
+	versitygw/go.mod versitygw/go.sum toolkit/go.mod toolkit/go.sum build.sh; echo "$GOTOOLCHAIN"; } | sha256sum | cut -c1-12)
 out=${GPU_AGENT_E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpu-agent-e2e}/$kubernetes-$key
 
 # One set of flags everywhere: another -trimpath, CGO or tag would build the shared packages again.
@@ -40,4 +40,5 @@ build kubernetes kube-proxy k8s.io/kubernetes/cmd/kube-proxy
 build kubernetes kubectl k8s.io/kubernetes/cmd/kubectl
 build kubernetes etcd go.etcd.io/etcd/server/v3
 build versitygw versitygw github.com/versity/versitygw/cmd/versitygw
+CGO_ENABLED=1 build toolkit nvidia-cdi-hook github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook
 echo "$out"

@@ -20,12 +20,14 @@ type driver struct {
 	id   string // eight hexadecimal digits in the UUIDs of its GPUs
 	gpus int
 	lost map[int]bool
-	xids []string // lines of the file
+	mig  map[int][]string // by GPU in MIG mode, the profiles of its instances
+	seq  int              // of the last event
+	told []string         // lines of the file: events
 }
 
 func newDriver(t *testing.T, gpus int) *driver {
 	t.Helper()
-	d := &driver{dir: t.TempDir(), id: fmt.Sprintf("%08x", rand.Uint32()), gpus: gpus, lost: map[int]bool{}}
+	d := &driver{dir: t.TempDir(), id: fmt.Sprintf("%08x", rand.Uint32()), gpus: gpus, lost: map[int]bool{}, mig: map[int][]string{}}
 	out, err := exec.Command("../fakenvml/build.sh", filepath.Join(d.dir, "libnvidia-ml.so.1")).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	d.write(t)
@@ -52,8 +54,34 @@ func (d *driver) lose(t *testing.T, gpu int, lost bool) {
 // xid has the driver report an error of a GPU, once.
 func (d *driver) xid(t *testing.T, gpu, code int) {
 	t.Helper()
-	d.xids = append(d.xids, fmt.Sprintf("xid %d %d seq=%d\n", gpu, code, len(d.xids)+1))
+	d.event(t, "xid %d %d", gpu, code)
+}
+
+// event has the driver tell of something, once, together with what has changed.
+func (d *driver) event(t *testing.T, format string, args ...any) {
+	t.Helper()
+	d.seq++
+	d.told = append(d.told, fmt.Sprintf(format, args...)+fmt.Sprintf(" seq=%d\n", d.seq))
 	d.write(t)
+}
+
+// profiles are what fakenvml must be told of the profiles that these tests use.
+var profiles = map[string]string{
+	"1g.10gb": "",
+	"3g.40gb": "sms=60 gi_slices=3 ci_slices=3 memory_total=40448 copy=3 decoder=3 jpeg=3",
+}
+
+// split puts a GPU into MIG mode with instances of these profiles, as nvidia-smi mig would. An instance that stays
+// in its place stays the same.
+func (d *driver) split(t *testing.T, gpu int, profiles ...string) {
+	t.Helper()
+	d.mig[gpu] = profiles
+	d.event(t, "migchange %d", gpu)
+}
+
+// instance is the UUID of the i-th instance of a GPU.
+func (d *driver) instance(gpu, i int) string {
+	return fmt.Sprintf("MIG-%s-0000-4000-8000-%06x%06x", d.id, gpu, i)
 }
 
 func (d *driver) write(t *testing.T) {
@@ -66,7 +94,13 @@ func (d *driver) write(t *testing.T) {
 			fmt.Fprintf(b, "gpu %d lost=1\n", i)
 		}
 	}
-	b.WriteString(strings.Join(d.xids, ""))
+	for gpu, list := range d.mig {
+		fmt.Fprintf(b, "gpu %d mig=1\n", gpu)
+		for i, profile := range list {
+			fmt.Fprintf(b, "mig %d %s gi=%d uuid=%s %s\n", gpu, profile, i+1, d.instance(gpu, i), profiles[profile])
+		}
+	}
+	b.WriteString(strings.Join(d.told, ""))
 	file := filepath.Join(d.dir, "state")
 	require.NoError(t, os.WriteFile(file+".new", []byte(b.String()), 0o644))
 	require.NoError(t, os.Rename(file+".new", file))

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -227,44 +226,4 @@ func TestAgentOnARealNode(t *testing.T) {
 		n.kubectl(t, "delete", "pod", "serving", "--now")
 		n.shows(t, free)
 	})
-}
-
-// TestCDI stands in for the host's nvidia-ctk with a spec that names each GPU by UUID and by index.
-func TestCDI(t *testing.T) {
-	n := needNode(t)
-	d := newDriver(t, gpus)
-	type edits struct {
-		Env []string `json:"env"`
-	}
-	type device struct {
-		Name           string `json:"name"`
-		ContainerEdits edits  `json:"containerEdits"`
-	}
-	var devices []device
-	for i, uuid := range d.uuids() {
-		e := edits{Env: []string{"CDI_GPU=" + uuid}}
-		devices = append(devices, device{uuid, e}, device{fmt.Sprint(i), e})
-	}
-	spec, err := json.Marshal(map[string]any{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices})
-	require.NoError(t, err)
-	file := filepath.Join(n.dir, "state/etc/cdi/nvidia.json") // /etc/cdi in the cluster
-	require.NoError(t, os.WriteFile(file, spec, 0o600))
-	t.Cleanup(func() { require.NoError(t, os.Remove(file)) })
-
-	n.deploy(t, deployment{strategy: "cdi-cri", driver: d})
-	n.offers(t, "8", 30*time.Second)
-	product := d.labels(t)["nvidia.com/gpu.product"]
-	eventually(t, 60*time.Second, "label of the product", func() error {
-		o, err := object[nodeObject](n, "node", nodeName)
-		if err == nil && o.Metadata.Labels["nvidia.com/gpu.product"] != product {
-			err = fmt.Errorf("labels: %v", o.gpuLabels())
-		}
-		return err
-	})
-	n.apply(t, gpuPod("cdi", product, ""))
-	n.runs(t, "cdi", 60*time.Second)
-	log := n.log(t, "cdi")
-	require.Contains(t, d.uuids(), env(log, "CDI_GPU"), "the runtime applied the edits of exactly one CDI device")
-	require.Equal(t, 1, strings.Count(log, "CDI_GPU="))
-	require.Empty(t, env(log, "NVIDIA_VISIBLE_DEVICES"), "the other strategy is off")
 }

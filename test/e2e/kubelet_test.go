@@ -32,6 +32,10 @@ func (n *node) kubelet(t *testing.T) kubelet {
 
 // devices are the ids of the healthy devices of nvidia.com/gpu.
 func (k kubelet) devices(ctx context.Context) (map[string]bool, error) {
+	return k.devicesOf(ctx, "nvidia.com/gpu")
+}
+
+func (k kubelet) devicesOf(ctx context.Context, resource string) (map[string]bool, error) {
 	answer, err := k.GetAllocatableResources(ctx, &podresources.AllocatableResourcesRequest{})
 	if err != nil {
 		return nil, err
@@ -39,7 +43,7 @@ func (k kubelet) devices(ctx context.Context) (map[string]bool, error) {
 	found := map[string]bool{}
 	for _, d := range answer.GetDevices() {
 		for _, id := range d.GetDeviceIds() {
-			if d.GetResourceName() == "nvidia.com/gpu" {
+			if d.GetResourceName() == resource {
 				found[id] = true
 			}
 		}
