@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -46,6 +47,7 @@ type Cache struct {
 	foreign  int64                  // bytes in by-name that this cache did not bring; constant after Open
 	failures map[string]int64       // by reason
 	evicted  int64
+	pods     []model.Use // what runs on this node with a model
 }
 
 // entry is one model: what is asked for and what is there.
@@ -56,32 +58,53 @@ type entry struct {
 	wanted bool       // the config asks for it
 	spec   model.Spec // the config's, when wanted
 
-	visible *record // what pods see; nil where nothing
-	job     *job    // the partial download, with its reservation; nil where none
+	visible *record   // what pods see; nil where nothing
+	old     []*record // what they saw before and may see still, the newest first; never changed in place
+	job     *job      // the partial download, with its reservation; nil where none
 
-	used      time.Time // last open that was seen; memory.LastUse follows it now and then
-	verifying int       // Verify calls that read the files, which is no use
-	verified  time.Time // end of the last one
+	used      time.Time            // last open that was seen; memory.LastUse follows it now and then
+	usedOld   map[string]time.Time // the same of old revisions, as model.Revision12 has them; memory.Uses follows
+	verifying int                  // Verify calls that read the files, which is no use
+	verified  time.Time            // end of the last one
 
-	busy     chan struct{}      // closed when the worker on it has ended; nil when none is
-	cancel   context.CancelFunc // of that worker
-	again    bool               // resolve although visible
-	newest   int64              // number of the newest Pull of it
-	taken    int64              // newest, as of when the worker on it began
-	answered int64              // the Pull that the last outcome answers
-	removing bool
-	reason   string // why the last try ended, "" if it went well
-	message  string
-	final    bool // the last failure cannot be helped by trying
-	tries    int
-	retryAt  time.Time
+	busy      chan struct{}      // closed when the worker on it has ended; nil when none is
+	cancel    context.CancelFunc // of that worker
+	again     bool               // resolve although visible
+	scheduled bool               // and nobody but the schedule asks for it
+	look      time.Time          // when to do so by the schedule; zero: not reckoned
+	every     time.Duration      // the schedule that look is of
+	seen      string             // revision that the origin named last
+	newest    int64              // number of the newest Pull of it
+	taken     int64              // newest, as of when the worker on it began
+	answered  int64              // the Pull that the last outcome answers
+	removing  bool
+	reason    string // why the last try ended, "" if it went well
+	message   string
+	final     bool // the last failure cannot be helped by trying
+	tries     int
+	retryAt   time.Time
 }
 
 // asked reports whether anybody asks for the model.
 func (e *entry) asked() bool { return e.wanted || e.memory.Wished }
 
-// pinned reports whether the model must not be evicted.
-func (e *entry) pinned() bool { return e.memory.Pinned || e.wanted && e.spec.Pinned }
+// pinned reports whether what is visible must not be evicted.
+func (e *entry) pinned() bool {
+	return e.memory.Pinned || e.wanted && e.spec.Pinned || e.visible != nil && slices.Contains(e.memory.Pins, e.visible.short())
+}
+
+// held reports whether the model stays at the revision of memory.Held.
+func (e *entry) held() bool {
+	return e.memory.Held != (hold{}) && e.memory.Held.Ref == fingerprint(e.ref())
+}
+
+// records are all that the entry has, the current one first.
+func (e *entry) records() []*record {
+	if e.visible == nil {
+		return e.old
+	}
+	return append([]*record{e.visible}, e.old...)
+}
 
 // ref is where the model is to come from.
 func (e *entry) ref() model.Ref {
@@ -96,7 +119,7 @@ func (e *entry) due() bool {
 	if !e.asked() || e.removing {
 		return false
 	}
-	return e.visible == nil || e.again || e.visible.Ref != fingerprint(e.ref())
+	return e.visible == nil || e.again || !e.held() && e.visible.Ref != fingerprint(e.ref())
 }
 
 // entry returns the named entry, made where missing. c.mu is held, or the Cache is not shared yet.
@@ -123,7 +146,7 @@ func (c *Cache) publish() {
 	}
 	inv.Used, inv.Reserved = c.ledger()
 	for _, e := range c.models {
-		if e.asked() || e.visible != nil || e.removing {
+		if e.asked() || e.visible != nil || e.removing || len(e.old) > 0 {
 			inv.Models = append(inv.Models, c.status(e))
 		}
 	}
@@ -152,14 +175,20 @@ func (c *Cache) status(e *entry) model.Status {
 		Name: e.name, Source: e.ref().String(), State: model.Pending,
 		Reason: e.reason, Message: e.message, RetryAt: e.retryAt, Final: e.final,
 		Pinned: e.pinned(), Wanted: e.wanted, LastUse: e.lastUse(),
-		Asked: e.newest, Answered: e.answered,
+		Asked: e.newest, Answered: e.answered, Origin: cmp.Or(e.seen, e.memory.Origin), NextLook: c.nextLook(e, time.Now()),
+	}
+	if e.held() {
+		s.Held = e.memory.Held.Revision
+	}
+	for _, r := range e.old {
+		s.Old = append(s.Old, c.oldStatus(e, r))
 	}
 	if j := e.job; j != nil {
 		s.Revision, s.Files = j.plan.Manifest.Revision, len(j.plan.Manifest.Files)
 		s.Size, s.Done = j.plan.Manifest.Size(), j.have+j.got.Load()
 	}
 	if r := e.visible; r != nil {
-		if e.busy != nil || e.due() {
+		if !e.held() && (e.busy != nil || e.due()) {
 			s.Update = &model.Update{Revision: s.Revision, Size: s.Size, Done: s.Done}
 		}
 		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
@@ -171,6 +200,10 @@ func (c *Cache) status(e *entry) model.Status {
 	case e.visible != nil:
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
+	case !e.asked() && len(e.old) > 0:
+		s.State, s.Reason = model.Failed, "OnlyOld"
+		s.Message = "its current revision is gone and nobody asks for it; old ones are in use: gpu-agent models rollback " +
+			e.name + " makes one current"
 	case e.reason != "" && e.reason != "NoSpace":
 		s.State = model.Failed
 	}
@@ -255,7 +288,7 @@ func (c *Cache) Pull(_ context.Context, s model.Spec) (asked int64, err error) {
 			"model %s comes from %s in the config: change it there or take another name", s.Name, old)}
 	}
 	m := e.memory
-	m.Ref, m.Wished, m.Pinned = s.Source, true, m.Pinned || s.Pinned
+	m.Ref, m.Wished, m.Pinned, m.Held = s.Source, true, m.Pinned || s.Pinned, hold{}
 	if err := c.remember(e, m); err != nil {
 		return 0, err
 	}
@@ -264,7 +297,7 @@ func (c *Cache) Pull(_ context.Context, s model.Spec) (asked int64, err error) {
 	}
 	c.asked++
 	e.newest = c.asked
-	e.again = true // a worker that is on it may have looked before the origin changed
+	e.again, e.scheduled = true, false // a worker that is on it may have looked before the origin changed
 	c.changed()
 	return e.newest, nil
 }
@@ -294,7 +327,7 @@ func (c *Cache) unknownScheme(r model.Ref) error {
 // not overtake one another.
 func (c *Cache) remember(e *entry, m memory) error {
 	var err error
-	if m == (memory{}) {
+	if m.isZero() {
 		err = c.disk.Remove(c.at.state(e.name))
 	} else {
 		err = writeJSON(c.disk, c.at.state(e.name), m, 0o600)
@@ -306,25 +339,37 @@ func (c *Cache) remember(e *entry, m memory) error {
 	return nil
 }
 
-// Pin keeps a model from being evicted, durably.
-func (c *Cache) Pin(name string) error {
-	return c.note(name, func(m *memory) { m.Pinned = true })
-}
+// Pin keeps a model, or one revision of it, name@revision, from being evicted, durably. The revision is
+// one that is here, current or old.
+func (c *Cache) Pin(name string) error { return c.setPin(name, true) }
 
-// Unpin takes Pin back. A pin in the config stays.
-func (c *Cache) Unpin(name string) error {
-	return c.note(name, func(m *memory) { m.Pinned = false })
-}
+// Unpin takes Pin of the same name back. A pin in the config stays.
+func (c *Cache) Unpin(name string) error { return c.setPin(name, false) }
 
-func (c *Cache) note(name string, change func(*memory)) error {
+func (c *Cache) setPin(name string, pinned bool) error {
+	name, revision, one := strings.Cut(name, "@")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.models[name]
-	if e == nil || !e.asked() && e.visible == nil {
+	if e == nil || !e.asked() && len(e.records()) == 0 {
 		return notFound(name)
 	}
 	m := e.memory
-	change(&m)
+	if !one {
+		m.Pinned = pinned
+	} else {
+		revision = model.Revision12(revision)
+		if pinned && !slices.ContainsFunc(e.records(), func(r *record) bool { return r.short() == revision }) {
+			return noRevision(e, revision)
+		}
+		m.Pins = slices.DeleteFunc(slices.Clone(m.Pins), func(s string) bool { return s == revision })
+		if pinned {
+			m.Pins = slices.Sorted(slices.Values(append(m.Pins, revision)))
+		}
+		if len(m.Pins) == 0 {
+			m.Pins = nil
+		}
+	}
 	if err := c.remember(e, m); err != nil {
 		return err
 	}

@@ -28,6 +28,11 @@ type Config struct {
 	// is called before a visible model goes away, when the inventory says Removing.
 	Unlabelled func(ctx context.Context, name string) error
 	Log        *slog.Logger // nil discards
+	// Keep is how many old revisions of a model stay although nobody uses them, until room is needed.
+	Keep int
+	// Refresh is how often the origin of a model that Pull asked for is looked at again, if what it names
+	// can move; 0 is never. Models of the config have it in their Spec.
+	Refresh time.Duration
 
 	disk  durable.Disk          // tests inject faults
 	opens func() (opens, error) // tests say what was opened; nil for the real one
@@ -48,6 +53,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.Streams < 0 || cfg.RangeSize < 0 {
 		return fmt.Errorf("cache streams %d, range size %d: want 0 (default) or more", cfg.Streams, cfg.RangeSize)
+	}
+	if cfg.Keep < 0 || cfg.Refresh < 0 {
+		return fmt.Errorf("cache keep %d, refresh %s: want 0 or more", cfg.Keep, cfg.Refresh)
 	}
 	if cfg.RangeSize > 0 && cfg.RangeSize < minRangeSize {
 		return fmt.Errorf("cache range size %d: want at least %d bytes", cfg.RangeSize, minRangeSize)
@@ -187,11 +195,12 @@ func (l layout) blobs() string     { return l.join("store", "blobs", "sha256") }
 func (l layout) partials() string  { return l.join("store", "partial") }
 func (l layout) manifests() string { return l.join("store", "manifests") }
 func (l layout) states() string    { return l.join("store", "state") }
+func (l layout) revisions() string { return l.join("store", "revisions") }
 func (l layout) byName() string    { return l.join("models", "by-name") }
 func (l layout) hub() string       { return l.join("models", "hub") }
 
 func (l layout) dirs() []string {
-	return []string{l.byName(), l.hub(), l.blobs(), l.partials(), l.manifests(), l.states()}
+	return []string{l.byName(), l.hub(), l.blobs(), l.partials(), l.manifests(), l.states(), l.revisions()}
 }
 
 func (l layout) blob(d model.Digest) string {
@@ -202,6 +211,11 @@ func (l layout) visible(name string) string { return filepath.Join(l.byName(), n
 // revision uses a letter that CheckName keeps out of names.
 func (l layout) revision(r *record) string {
 	return l.visible(r.Name) + "@" + model.Revision12(r.Revision)
+}
+
+// old is where it is written down what r holds once it is not current any more.
+func (l layout) old(r *record) string {
+	return filepath.Join(l.revisions(), filepath.Base(l.revision(r))+".json")
 }
 
 const repositoryPrefix = "models--"

@@ -15,7 +15,7 @@ func (c *Cache) Explain(name string) (model.Explanation, error) {
 	}
 	c.mu.Lock()
 	e := c.models[name]
-	if e == nil || !e.asked() && e.visible == nil {
+	if e == nil || !e.asked() && len(e.records()) == 0 {
 		c.mu.Unlock()
 		return model.Explanation{}, notFound(name)
 	}
@@ -31,7 +31,7 @@ func (c *Cache) Explain(name string) (model.Explanation, error) {
 	victims, evictable := c.evictable(e)
 	x.Evictable = evictable
 	for _, v := range victims {
-		x.Victims = append(x.Victims, v.name)
+		x.Victims = append(x.Victims, v.String())
 	}
 	return x, nil
 }

@@ -59,7 +59,9 @@ func newRepository(records []*record) (repository, error) {
 				repo.files = append(repo.files, f)
 			}
 		}
-		repo.refer(r.Hub.Revision, r.Revision) // a commit too: clients that list a cache want refs/ to be there
+		if r.Retired.IsZero() || r.Hub.Revision == r.Revision {
+			repo.refer(r.Hub.Revision, r.Revision) // a commit too: clients that list a cache want refs/ to be there
+		}
 	}
 	for commit, files := range trees {
 		text, err := json.Marshal(map[string]any{"format_version": 1, "files": files})
@@ -112,29 +114,26 @@ func checkHub(m model.Manifest) error {
 	return nil
 }
 
-// fromRepository lists the records of the visible models that come from a repository, with r in the place
-// of that of the named model. r may be nil.
-func (c *Cache) fromRepository(name, instead string, r *record) []*record {
+// fromRepository lists the records, current and old, that come from a repository, with these in the place
+// of those of the named model.
+func (c *Cache) fromRepository(name, instead string, records []*record) []*record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var records []*record
+	all := slices.Clone(records)
 	for _, e := range c.models {
-		if e.visible != nil && e.name != instead && e.visible.Hub.Repo == name {
-			records = append(records, e.visible)
+		if e.name != instead {
+			all = append(all, e.records()...)
 		}
 	}
-	if r != nil && r.Hub.Repo == name {
-		records = append(records, r)
-	}
-	return records
+	return slices.DeleteFunc(all, func(r *record) bool { return r.Hub.Repo != name })
 }
 
-// showHub makes the repositories of now and before, which may be nil, what they are once now is in the
-// place of the record of the named model. c.links is held, or the Cache is not shared yet.
-func (c *Cache) showHub(name string, now, before *record) error {
+// showHub makes the repositories of now and before what they are once now is all that the named model has.
+// c.links is held, or the Cache is not shared yet.
+func (c *Cache) showHub(name string, now, before []*record) error {
 	done := map[string]bool{"": true}
-	for _, r := range []*record{now, before} {
-		if r == nil || done[r.Hub.Repo] {
+	for _, r := range slices.Concat(now, before) {
+		if done[r.Hub.Repo] {
 			continue
 		}
 		done[r.Hub.Repo] = true
@@ -146,7 +145,7 @@ func (c *Cache) showHub(name string, now, before *record) error {
 }
 
 // showRepository makes the directory of a repository hold these records. It may hold before, too.
-func (c *Cache) showRepository(name string, records []*record, before *record) error {
+func (c *Cache) showRepository(name string, records, before []*record) error {
 	dir := c.at.repository(name)
 	repo, err := newRepository(records)
 	if err != nil {
@@ -155,8 +154,8 @@ func (c *Cache) showRepository(name string, records []*record, before *record) e
 	if len(records) > 0 && c.matches(dir, repo.files, repo.texts) {
 		return nil
 	}
-	shown := func(r *record) bool { return r != nil && r.Hub.Repo == name && c.shows(c.at.snapshot(r), r) }
-	if exists(dir) && !slices.ContainsFunc(append(records, before), shown) && !c.linked(filepath.Join(dir, "snapshots")) {
+	shown := func(r *record) bool { return r.Hub.Repo == name && c.shows(c.at.snapshot(r), r) }
+	if exists(dir) && !slices.ContainsFunc(slices.Concat(records, before), shown) && !c.linked(filepath.Join(dir, "snapshots")) {
 		if len(records) == 0 {
 			return nil
 		}
@@ -180,8 +179,10 @@ func (c *Cache) showRepository(name string, records []*record, before *record) e
 func (c *Cache) scanHub() error {
 	wanted := map[string]string{} // repositories by directory
 	for _, e := range c.models {
-		if e.visible != nil && e.visible.Hub.Repo != "" {
-			wanted[c.at.repository(e.visible.Hub.Repo)] = e.visible.Hub.Repo
+		for _, r := range e.records() {
+			if r.Hub.Repo != "" {
+				wanted[c.at.repository(r.Hub.Repo)] = r.Hub.Repo
+			}
 		}
 	}
 	entries, err := os.ReadDir(c.at.hub())

@@ -267,13 +267,16 @@ func saveHash(h hash.Hash) ([]byte, error) {
 // content, or a new one. It returns nil if what is visible is m already.
 func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error) {
 	c.mu.Lock()
-	visible, j := e.visible, e.job
+	visible, olds, j := e.visible, e.old, e.job
 	if j != nil && j.broken {
 		j = nil
 	}
 	c.mu.Unlock()
 	if visible != nil {
 		m.Files = trust(m.Files, visible.Files)
+		for _, r := range olds {
+			m.Files = trust(m.Files, r.Files)
+		}
 		if m.Revision == visible.Revision && slices.Equal(m.Files, visible.Files) {
 			return nil, c.same(e, ref, m.Hub)
 		}
@@ -368,7 +371,10 @@ func (c *Cache) same(e *entry, ref model.Ref, hub model.Hub) error {
 	}
 	c.links.Lock()
 	defer c.links.Unlock()
-	if err := c.showHub(e.name, &r, e.visible); err != nil {
+	c.mu.Lock()
+	now, before := append([]*record{&r}, e.old...), e.records()
+	c.mu.Unlock()
+	if err := c.showHub(e.name, now, before); err != nil {
 		return err
 	}
 	if err := writeJSON(c.disk, c.at.manifest(e.name), r, 0o644); err != nil {

@@ -30,6 +30,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	group.Go(func() { c.observe(ctx) })
 	for ctx.Err() == nil {
 		c.sweep()
+		c.prune()
 		wait := c.start(ctx, &group)
 		timer := time.NewTimer(wait)
 		select {
@@ -49,6 +50,13 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 	now, wait, busy := time.Now(), time.Hour, 0
 	var due []*entry
 	for _, e := range c.models {
+		if look := c.nextLook(e, now); !look.IsZero() && e.busy == nil {
+			if look.After(now) {
+				wait = min(wait, look.Sub(now))
+			} else if !e.again {
+				e.again, e.scheduled = true, true
+			}
+		}
 		switch {
 		case e.busy != nil:
 			busy++
@@ -103,9 +111,17 @@ func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) 
 		return // stopped, or not asked for any more: not a failure
 	}
 	e.answered = e.taken
+	scheduled := e.scheduled
+	e.scheduled = false
 	if err == nil {
 		e.reason, e.message, e.final, e.tries = "", "", false, 0
-		c.log.Info("model is ready", "model", e.name, "source", ref.String(), "revision", e.visible.Revision)
+		m := e.memory
+		if m.Looked, m.Origin, e.look = time.Now(), e.seen, (time.Time{}); e.memory.Origin != e.seen || !scheduled {
+			c.log.Info("model is ready", "model", e.name, "source", ref.String(), "revision", e.visible.Revision)
+		}
+		if err := c.remember(e, m); err != nil {
+			c.log.Warn("when the origin was looked at is not kept", "model", e.name, "err", err)
+		}
 		c.roomChanged()
 		return
 	}
@@ -116,7 +132,10 @@ func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) 
 	c.failures[reason]++
 	e.reason, e.message, e.final = reason, message, model.IsFinal(err)
 	pause := finalRetry
-	if !e.final {
+	switch {
+	case e.final && scheduled:
+		pause = max(pause, c.refresh(e)) // nobody waits for it
+	case !e.final:
 		pause = max(backoff(e.tries), min(model.RetryAfter(err), patience))
 	}
 	e.tries++
@@ -162,7 +181,7 @@ func (c *Cache) sweep() {
 		switch {
 		case e.job != nil:
 			idle = append(idle, e)
-		case e.visible == nil:
+		case len(e.records()) == 0:
 			delete(c.models, name)
 			if err := c.remember(e, memory{}); err != nil {
 				c.log.Warn("a model's state file stays behind", "model", name, "err", err)
@@ -189,6 +208,9 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	}
 	m, err := resolve(ctx, src, ref)
 	if err != nil {
+		return err
+	}
+	if stay, err := c.stays(e, m); stay || err != nil {
 		return err
 	}
 	j, err := c.prepare(e, ref, m)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -16,7 +17,8 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// record is what a visible model consists of: store/manifests/<name>.json. Every file has a digest.
+// record is what a visible model consists of: store/manifests/<name>.json, and of an old revision
+// store/revisions/<name>@<rev12>.json. Every file has a digest.
 type record struct {
 	Name      string       `json:"name"`
 	Source    string       `json:"source"` // for people: without query
@@ -25,6 +27,7 @@ type record struct {
 	Hub       model.Hub    `json:"hub,omitzero"`
 	Files     []model.File `json:"files"`
 	Published time.Time    `json:"published"`
+	Retired   time.Time    `json:"retired,omitzero"` // when another revision took its place; zero while it is current
 }
 
 func (r *record) size() int64 { return model.Manifest{Files: r.Files}.Size() }
@@ -57,7 +60,23 @@ type memory struct {
 	Wished  bool      `json:"wished,omitempty"` // by Pull
 	Pinned  bool      `json:"pinned,omitempty"` // by Pin
 	LastUse time.Time `json:"lastUse,omitzero"`
+	// Pins are the revisions that Pin keeps, as model.Revision12 has them, sorted. Uses are when a file of
+	// an old one was last opened. Neither is changed in place.
+	Pins []string             `json:"pins,omitempty"`
+	Uses map[string]time.Time `json:"uses,omitempty"`
+	Held hold                 `json:"held,omitzero"`
+	// Looked is when the origin last said what it has, and Origin the revision that it named.
+	Looked time.Time `json:"looked,omitzero"`
+	Origin string    `json:"origin,omitempty"`
 }
+
+// hold keeps a model at a revision, until somebody pulls it or it is to come from elsewhere.
+type hold struct {
+	Revision string `json:"revision"`
+	Ref      string `json:"ref"` // fingerprint of the reference that is not followed
+}
+
+func (m memory) isZero() bool { return reflect.ValueOf(m).IsZero() }
 
 // fingerprint tells references apart without giving away what is in them.
 func fingerprint(r model.Ref) string {

@@ -32,40 +32,64 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	if err := c.nameBlobs(j); err != nil {
 		return fmt.Errorf("store the files of model %s: %w", e.name, err)
 	}
+	err := c.become(e, r, func(m *memory) {
+		e.job = nil
+		for _, s := range j.slots {
+			c.blobs[s.sum] = s.file.Size
+		}
+		if m.Held != (hold{Revision: r.Revision, Ref: r.Ref}) {
+			m.Held = hold{}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.disk.RemoveTree(j.dir); err != nil {
+		c.log.Warn("leftovers of a download stay behind", "model", e.name, "err", err)
+	}
+	return nil
+}
+
+// become makes r, whose blobs have their names, the visible revision of e, and what was visible an old one.
+// done is called once it is so, with c.mu held, and says what to remember. c.links is held.
+func (c *Cache) become(e *entry, r *record, done func(*memory)) error {
 	aside, err := c.at.scratch(c.at.visible(e.name))
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	old := e.visible
-	c.mu.Unlock()
+	before, olds, retired := c.succession(e, r)
+	now := append([]*record{r}, olds...)
 	err = c.showRevision(r)
+	if err == nil && retired != nil {
+		err = writeJSON(c.disk, c.at.old(retired), retired, 0o644) // Open drops it while it is current
+	}
 	if err == nil {
-		err = c.showHub(e.name, r, old)
+		err = c.showHub(e.name, now, before)
 	}
 	if err == nil {
 		err = c.show(aside, r)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("publish model %s: %w", e.name, err),
-			c.disk.RemoveTree(aside), c.unshowRevision(r, old), c.showHub(e.name, old, r))
+			c.disk.RemoveTree(aside), c.unshowRevision(r, before), c.showHub(e.name, before, now))
 	}
 
 	c.mu.Lock()
-	e.visible, e.job = r, nil
-	for _, s := range j.slots {
-		c.blobs[s.sum] = s.file.Size
-	}
+	e.visible, e.old = r, olds
 	m := e.memory
 	m.LastUse = time.Now()
+	done(&m)
 	err = c.remember(e, m)
 	c.publish()
 	c.mu.Unlock()
 
 	// The model is visible. What fails from here on is swept by the next Open.
-	err = errors.Join(err, c.disk.RemoveTree(aside), c.hideRevisions(e.name, r, old), c.disk.RemoveTree(j.dir))
-	if old != nil {
-		for _, f := range old.Files {
+	err = errors.Join(err, c.disk.RemoveTree(aside), c.hideRevisions(e.name, now, before))
+	for _, b := range before {
+		if !c.isOne(c.at.revision(b), olds) {
+			err = errors.Join(err, c.disk.Remove(c.at.old(b)))
+		}
+		for _, f := range b.Files {
 			err = errors.Join(err, c.dropOrphan(f.Digest))
 		}
 	}
@@ -217,7 +241,13 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 	}
 	c.mu.Lock()
 	var shown, partial []*entry
+	old := map[*record]*entry{}
 	for _, e := range c.models {
+		for _, r := range e.old {
+			if holds(r.Files) {
+				old[r] = e
+			}
+		}
 		if e.visible != nil && holds(e.visible.Files) {
 			shown = append(shown, e)
 		}
@@ -243,6 +273,9 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 			}
 		}
 		errs = append(errs, c.dropPartial(e))
+	}
+	for r, e := range old {
+		errs = append(errs, c.dropOld(e, r))
 	}
 	for _, e := range shown {
 		errs = append(errs, c.withdraw(ctx, e))

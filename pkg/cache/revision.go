@@ -13,7 +13,8 @@ import (
 
 // A revision has a directory of its own beside its model's, <name>@<revision12>, for pods that must not
 // see another one under an open path. It follows from the record alone: it is there as long as the model
-// is visible with that revision, and Open makes it or drops it where a crash came between.
+// is visible with that revision, or keeps it as an old one, and Open makes it or drops it where a crash came
+// between.
 
 // showRevision shows what r holds under its name and revision, durably. c.links is held, or the Cache is
 // not shared yet.
@@ -53,14 +54,19 @@ func (c *Cache) showRevisions() error {
 	return nil
 }
 
-// unshowRevision takes back showRevision where the model did not become r: it stays old, which may be nil.
+// unshowRevision takes back showRevision where the model did not become r: it stays what it was before.
 // Otherwise content that is not counted yet would stay if r is never tried again. c.links is held.
-func (c *Cache) unshowRevision(r, old *record) error {
+func (c *Cache) unshowRevision(r *record, before []*record) error {
 	dir := c.at.revision(r)
-	if old != nil && dir == c.at.revision(old) || !c.shows(dir, r) {
+	if c.isOne(dir, before) || !c.shows(dir, r) {
 		return nil
 	}
 	return c.hide(dir)
+}
+
+// isOne reports whether dir is the directory of one of these revisions.
+func (c *Cache) isOne(dir string, records []*record) bool {
+	return slices.ContainsFunc(records, func(r *record) bool { return c.at.revision(r) == dir })
 }
 
 // shows reports whether a directory has a file of r that is a link of its blob, be it damaged.
@@ -75,19 +81,19 @@ func (c *Cache) shows(dir string, r *record) bool {
 	})
 }
 
-// hideRevisions takes away the directories of a model's revisions, gone's among them, except that of keep.
-// Either may be nil. c.links is held.
-func (c *Cache) hideRevisions(name string, keep, gone *record) error {
+// hideRevisions takes away the directories of a model's revisions, gone's among them, except those of keep.
+// c.links is held.
+func (c *Cache) hideRevisions(name string, keep, gone []*record) error {
 	entries, err := os.ReadDir(c.at.byName())
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		dir := c.at.visible(e.Name())
-		if !strings.HasPrefix(e.Name(), name+"@") || keep != nil && dir == c.at.revision(keep) {
+		if !strings.HasPrefix(e.Name(), name+"@") || c.isOne(dir, keep) {
 			continue
 		}
-		if !c.shows(dir, gone) && !c.ours(e.Name()) {
+		if !slices.ContainsFunc(gone, func(r *record) bool { return c.shows(dir, r) }) && !c.ours(e.Name()) {
 			continue // somebody else's
 		}
 		if err := c.hide(dir); err != nil {

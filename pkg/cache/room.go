@@ -36,7 +36,7 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed))}, c.dropPartial(e))
 		}
 		if err := c.evict(ctx, victims[0]); err != nil {
-			return fmt.Errorf("evict %s: %w", victims[0].name, err)
+			return fmt.Errorf("evict %s: %w", victims[0], err)
 		}
 	}
 	c.mu.Lock()
@@ -71,13 +71,40 @@ func (c *Cache) room(j *job) (room, needs int64, err error) {
 	return min(room, free-c.keepFree+j.allocated()), j.fetch, nil
 }
 
-// evictable lists the models that may go for the sake of e, in the order in which they would, and the
-// bytes that this would free. What the config asks for never goes: two models that do not fit together
-// would evict each other for ever.
-func (c *Cache) evictable(e *entry) ([]*entry, int64) {
+// victim is what may be evicted: what is visible of a model, or an old revision of it.
+type victim struct {
+	entry *entry
+	old   *record // nil: what is visible
+}
+
+func (v victim) String() string {
+	if v.old != nil {
+		return v.entry.name + "@" + v.old.short()
+	}
+	return v.entry.name
+}
+
+// before orders victims: old revisions before all models, and then the longest unused.
+func (v victim) before(w victim) int {
+	if (v.old != nil) != (w.old != nil) {
+		if v.old != nil {
+			return -1
+		}
+		return 1
+	}
+	if v.old != nil {
+		return v.entry.lastUseOf(v.old).Compare(w.entry.lastUseOf(w.old))
+	}
+	return v.entry.lastUse().Compare(w.entry.lastUse())
+}
+
+// evictable lists what may go for the sake of e, in the order in which it would, and the bytes that this
+// would free. What the config asks for never goes: two models that do not fit together would evict each
+// other for ever. Nor does a model go before its old revisions.
+func (c *Cache) evictable(e *entry) ([]victim, int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var victims []*entry
+	var victims []victim
 	kept := map[model.Digest]bool{}
 	keep := func(files []model.File) {
 		for _, f := range files {
@@ -85,27 +112,40 @@ func (c *Cache) evictable(e *entry) ([]*entry, int64) {
 		}
 	}
 	for _, m := range c.models {
+		used := false
+		for _, r := range m.old {
+			if c.inUse(m, r) != "" {
+				used = true
+				keep(r.Files)
+			} else {
+				victims = append(victims, victim{m, r})
+			}
+		}
 		switch {
 		case m.visible == nil:
-		case m == e || m.pinned() || m.wanted || m.removing || m.busy != nil:
+		case m == e || m.pinned() || m.wanted || m.removing || m.busy != nil || used:
 			keep(m.visible.Files)
 		default:
-			victims = append(victims, m)
+			victims = append(victims, victim{m, nil})
 		}
 		if m.job != nil {
 			keep(m.job.plan.Manifest.Files)
 		}
 	}
 	var freed int64
-	for _, m := range victims {
-		for _, f := range m.visible.Files {
+	for _, v := range victims {
+		r := v.old
+		if r == nil {
+			r = v.entry.visible
+		}
+		for _, f := range r.Files {
 			if !kept[f.Digest] {
 				kept[f.Digest] = true
 				freed += c.blobs[f.Digest]
 			}
 		}
 	}
-	slices.SortFunc(victims, func(a, b *entry) int { return a.lastUse().Compare(b.lastUse()) })
+	slices.SortFunc(victims, victim.before)
 	return victims, freed
 }
 
@@ -144,7 +184,12 @@ func (c *Cache) shrink(ctx context.Context) {
 	}
 }
 
-func (c *Cache) evict(ctx context.Context, e *entry) error {
+func (c *Cache) evict(ctx context.Context, v victim) error {
+	e := v.entry
+	if v.old != nil {
+		c.log.Info("evicting an old revision", "model", e.name, "revision", v.old.Revision)
+		return c.dropOld(e, v.old)
+	}
 	ctx, cancel := context.WithTimeout(ctx, unlabelTimeout)
 	defer cancel()
 	c.mu.Lock()
@@ -207,8 +252,10 @@ func (c *Cache) erase(ctx context.Context, e *entry, r *record) error {
 	}
 	c.mu.Lock()
 	e.visible = nil // or others would make the repository hold it still
+	now := e.old
 	c.mu.Unlock()
-	if err := errors.Join(c.hideRevisions(name, nil, r), c.showHub(name, nil, r)); err != nil {
+	gone := []*record{r}
+	if err := errors.Join(c.hideRevisions(name, now, gone), c.showHub(name, now, gone)); err != nil {
 		return err
 	}
 	if err := c.disk.Remove(c.at.manifest(name)); err != nil {
@@ -261,7 +308,7 @@ func (c *Cache) dropPartial(e *entry) error {
 func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 	c.mu.Lock()
 	e := c.models[name]
-	if e == nil || !e.asked() && e.visible == nil {
+	if e == nil || !e.asked() && len(e.records()) == 0 {
 		c.mu.Unlock()
 		return notFound(name)
 	}
@@ -270,7 +317,7 @@ func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 		return &model.Error{Reason: "Wanted", Final: true,
 			Text: fmt.Sprintf("model %s is in the config and would come back: remove it there first", name)}
 	}
-	if e.memory.Pinned && !force {
+	if (e.memory.Pinned || slices.ContainsFunc(e.records(), func(r *record) bool { return slices.Contains(e.memory.Pins, r.short()) })) && !force {
 		c.mu.Unlock()
 		return &model.Error{Reason: "Pinned", Final: true,
 			Text: fmt.Sprintf("model %s is pinned: unpin it first, or remove it with --force", name)}
@@ -290,6 +337,14 @@ func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 		case <-busy:
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+	c.mu.Lock()
+	olds := e.old
+	c.mu.Unlock()
+	for _, r := range olds {
+		if err := c.dropOld(e, r); err != nil {
+			return err
 		}
 	}
 	return c.withdraw(ctx, e) // a partial download goes with the next sweep

@@ -111,7 +111,7 @@ func (c *Cache) scanModels() error {
 			return err
 		}
 	}
-	return c.scanVisible()
+	return errors.Join(c.scanOld(), c.scanVisible())
 }
 
 // scanVisible sweeps what this cache left in by-name. What somebody else put there stays, and counts as
@@ -153,10 +153,13 @@ func (c *Cache) scanVisible() error {
 func (c *Cache) current(name string) bool {
 	of, _, isRevision := strings.Cut(name, "@")
 	e := c.models[of]
-	if e == nil || e.visible == nil {
+	if e == nil {
 		return false
 	}
-	return !isRevision || c.at.visible(name) == c.at.revision(e.visible) && c.ours(name)
+	if !isRevision {
+		return e.visible != nil
+	}
+	return c.isOne(c.at.visible(name), e.records()) && c.ours(name)
 }
 
 // ours reports whether a directory in by-name was made by this cache: its store knows the name, or the
@@ -165,7 +168,7 @@ func (c *Cache) ours(name string) bool {
 	if of, _, _ := strings.Cut(name, "@"); model.CheckName(of) != nil {
 		return false
 	}
-	return exists(c.at.manifest(name)) || exists(c.at.next(name)) || c.linked(c.at.visible(name))
+	return exists(c.at.manifest(name)) || exists(c.at.next(name)) || exists(filepath.Join(c.at.revisions(), name+".json")) || c.linked(c.at.visible(name))
 }
 
 // linked reports whether the first file in a directory is a blob.

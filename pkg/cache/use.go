@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -65,13 +66,21 @@ func (u *uses) look() {
 	names, err := u.opens.opened()
 	u.c.mu.Lock()
 	for _, name := range names {
-		e := u.c.models[name]
+		of, revision, old := strings.Cut(name, "@")
+		e := u.c.models[of]
 		w, ok := u.watched[name]
 		if e == nil || !ok || e.verifying > 0 || !e.verified.Before(u.looked) {
 			delete(u.watched, name) // watched again below, if it is there
 			continue
 		}
-		e.used = now
+		if !old {
+			e.used = now
+		} else {
+			if e.usedOld == nil {
+				e.usedOld = map[string]time.Time{}
+			}
+			e.usedOld[revision] = now
+		}
 		w.again = now.Add(rearmAfter)
 		u.watched[name] = w
 	}
@@ -80,6 +89,9 @@ func (u *uses) look() {
 	for name, e := range u.c.models {
 		if e.visible != nil && !e.removing {
 			visible[name] = e.visible
+		}
+		for _, r := range e.old {
+			visible[name+"@"+r.short()] = r
 		}
 	}
 	u.c.mu.Unlock()
@@ -93,7 +105,10 @@ func (u *uses) look() {
 		if ok && (w.again.IsZero() || w.again.After(now)) {
 			continue
 		}
-		dirs := []string{u.c.at.visible(name), u.c.at.revision(r)}
+		dirs := []string{u.c.at.revision(r)}
+		if r.Retired.IsZero() {
+			dirs = append(dirs, u.c.at.visible(name))
+		}
 		if r.Hub.Repo != "" {
 			dirs = append(dirs, u.c.at.snapshot(r))
 		}
@@ -115,11 +130,24 @@ func (c *Cache) flushUses(newer time.Duration) {
 	defer c.mu.Unlock()
 	changed := false
 	for _, e := range c.models {
-		if e.visible == nil || e.used.Sub(e.memory.LastUse) <= newer {
+		m, due := e.memory, false
+		if e.visible != nil && e.used.Sub(m.LastUse) > newer {
+			m.LastUse, due = e.used, true
+		}
+		uses := map[string]time.Time{}
+		for _, r := range e.old {
+			used := e.opened(r)
+			due = due || used.Sub(m.Uses[r.short()]) > newer
+			if !used.IsZero() {
+				uses[r.short()] = used
+			}
+		}
+		if !due {
 			continue
 		}
-		m := e.memory
-		m.LastUse = e.used
+		if m.Uses = nil; len(uses) > 0 {
+			m.Uses = uses
+		}
 		if err := c.remember(e, m); err != nil {
 			c.log.Warn("a model's last use is not kept", "model", e.name, "err", err)
 			continue

@@ -89,6 +89,14 @@ func (r Ref) URL() string {
 	return r.String() + "?" + r.Query
 }
 
+// Fixed reports whether what r names cannot change: a digest, a commit.
+func (r Ref) Fixed() bool {
+	at := r.Path[strings.LastIndexByte(r.Path, '@')+1:]
+	return r.Digest != "" || r.Scheme == "oci" && strings.Contains(r.Path, "@") || r.Scheme == "hf" && commitForm.MatchString(at)
+}
+
+var commitForm = regexp.MustCompile(`^[0-9a-f]{40}$`)
+
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
 // CheckName reports why a model's name is not usable as a directory, a label and a metric value.
@@ -122,6 +130,8 @@ type Spec struct {
 	Name   string
 	Source Ref
 	Pinned bool // never evicted
+	// Refresh is about how often the origin is looked at again, where what Source names can move; 0 is never.
+	Refresh time.Duration
 }
 
 // File is one file of a model.
@@ -228,6 +238,38 @@ type Status struct {
 	// stays so until the new revision is complete. nil while nothing newer is looked for. Reason then
 	// says why the last look came to nothing.
 	Update *Update `json:"update,omitempty"`
+
+	Origin   string     `json:"origin,omitempty"`  // the revision that the origin named last
+	NextLook time.Time  `json:"nextLook,omitzero"` // about when the schedule asks it again; zero: never
+	Held     string     `json:"held,omitempty"`    // the revision at which a rollback keeps the model
+	Old      []Revision `json:"old,omitempty"`     // earlier revisions that are here still, the newest first
+}
+
+// Revision is an earlier revision of a model that is here still, complete and verified.
+type Revision struct {
+	Revision string    `json:"revision"`
+	Path     string    `json:"path"`
+	Size     int64     `json:"size"` // bytes, of which it may share some with others
+	Files    int       `json:"files"`
+	Retired  time.Time `json:"retired"`          // when another took its place
+	LastUse  time.Time `json:"lastUse,omitzero"` // last open since then that was seen
+	Pinned   bool      `json:"pinned,omitempty"`
+	InUse    string    `json:"inUse,omitempty"` // why it is kept, for people; "": until its room is needed
+}
+
+// Use is a pod on this node that runs with a model.
+type Use struct {
+	Model    string
+	Revision string // the one that it names, whole or as Revision12 has it; "": whichever is current when it looks
+	// Since is when it began to run. What was current from then on it may have open.
+	Since time.Time
+	By    string // namespace/name, for people
+}
+
+// Rollback is what going back to an earlier revision has changed.
+type Rollback struct {
+	From string `json:"from,omitempty"` // revision; "" where none was current
+	To   string `json:"to"`
 }
 
 // Update is a revision that is to replace a visible one.
