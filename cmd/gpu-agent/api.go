@@ -55,6 +55,9 @@ func (a *agent) api() http.Handler {
 	mux.HandleFunc("POST /models/{name}/unpin", a.model(func(_ context.Context, c *cache.Cache, r *http.Request) (any, error) {
 		return nil, c.Unpin(r.PathValue("name"))
 	}))
+	mux.HandleFunc("POST /models/{name}/rollback", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
+		return c.Rollback(ctx, r.PathValue("name"), r.URL.Query().Get("revision"))
+	}))
 	mux.HandleFunc("POST /models/{name}/verify", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
 		name := r.PathValue("name")
 		damaged, err := c.Verify(ctx, name)

@@ -69,7 +69,7 @@ func (a *agent) openCache(ctx context.Context) (*cache.Cache, error) {
 	c := a.config.Cache
 	for {
 		opened, err := cache.Open(cache.Config{
-			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams,
+			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
 			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
 		}, a.sources)
 		if !errors.Is(err, durable.ErrLocked) {

@@ -64,6 +64,10 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	if x.Update != nil && x.Update.Revision != "" {
 		line("UPDATE", fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), formatBytes(x.Update.Done), formatBytes(x.Update.Size)))
 	}
+	line("ORIGIN", origin(x.Status))
+	for _, r := range x.Old {
+		line("OLD", short(r.Revision)+", "+formatBytes(r.Size)+", "+oldNote(r)+", "+r.Path)
+	}
 	line("ROOM", room(x))
 	line("PINNED", pins(x))
 	if !x.LastUse.IsZero() {
@@ -82,6 +86,8 @@ func why(x model.Explanation) string {
 		return "what was pulled is here; the last look for a newer revision failed: " + x.Message
 	case x.Message != "":
 		return x.Message
+	case x.State == model.Ready && x.Held != "":
+		return heldText(x.Status)
 	case x.State == model.Ready && !x.Wanted && !x.Wished:
 		return "it was asked for once; it stays until its room is needed"
 	case x.State == model.Ready:
@@ -90,6 +96,17 @@ func why(x model.Explanation) string {
 		return fmt.Sprintf("not yet: %s are still to come", formatBytes(x.Needed))
 	}
 	return "not yet: it waits for its turn, or for its origin's answer"
+}
+
+// origin is what the source stands for, and when it is asked again.
+func origin(m model.Status) string {
+	if m.Origin == "" {
+		return ""
+	}
+	if m.NextLook.IsZero() {
+		return "at " + short(m.Origin) + ", not asked again by itself"
+	}
+	return "at " + short(m.Origin) + ", asked again in about " + max(time.Until(m.NextLook), 0).Round(time.Minute).String()
 }
 
 func askers(x model.Explanation) string { return both(x.Wanted, x.Wished, "by nobody any more") }

@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 		http.ServeContent(w, r, "lost.bin", time.Time{}, strings.NewReader(content))
 	})
 	handleHub(mux, content)
+	branch := handleMoving(mux)
 	split := newShards()
 	mux.Handle("/shards/", split)
 	origin := httptest.NewServer(mux)
@@ -76,6 +77,7 @@ func TestScripts(t *testing.T) {
 			"expand":     expand,
 			"driver":     driver,
 			"lose":       func(*testscript.TestScript, bool, []string) { lost.Store(true) }, // lost.bin at the origin
+			"move":       branch.move,
 			"release":    split.release,
 			"sent":       split.sent,
 		},

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -21,9 +23,9 @@ func modelsCommand() *cobra.Command {
 	return group("models", "The models on this node",
 		modelsLs(), modelsPull(), modelsWait(),
 		modelsRm(),
-		modelsAct("pin NAME", "Never evict a model, nor remove it without --force", "/pin"),
-		modelsAct("unpin NAME", "Let a model be evicted again", "/unpin"),
-		modelsVerify(), modelsExplain())
+		modelsAct("pin NAME[@REVISION]", "Never evict a model, or one revision of it, nor remove it without --force", "/pin", revisionPath),
+		modelsAct("unpin NAME[@REVISION]", "Let a model, or one revision of it, be evicted again", "/unpin", revisionPath),
+		modelsRollback(), modelsVerify(), modelsExplain())
 }
 
 func modelsLs() *cobra.Command {
@@ -63,13 +65,44 @@ func printModels(out io.Writer, inv *model.Inventory) error {
 		if m.Pinned {
 			pinned = "yes"
 		}
-		lastUse := "-"
-		if !m.LastUse.IsZero() {
-			lastUse = formatAge(m.LastUse) + " ago"
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), pinned, lastUsed(m.LastUse), m.Source, note(m))
+		for _, r := range m.Old {
+			fmt.Fprintf(w, "%s\tOld\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Name+"@"+short(r.Revision), formatBytes(r.Size), short(r.Revision),
+				map[bool]string{true: "yes"}[r.Pinned], lastUsed(r.LastUse), m.Source, oldNote(r))
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), pinned, lastUse, m.Source, m.Message)
 	}
 	return w.Flush()
+}
+
+func lastUsed(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return formatAge(t) + " ago"
+}
+
+// note is what stands in a model's way, or what keeps it from following its origin.
+func note(m model.Status) string {
+	if m.Message == "" && m.Held != "" {
+		return heldText(m)
+	}
+	return m.Message
+}
+
+func heldText(m model.Status) string {
+	text := "held at " + short(m.Held) + " by a rollback"
+	if m.Origin != "" && m.Origin != m.Held {
+		text += ", the origin is at " + short(m.Origin)
+	}
+	return text + ": gpu-agent models pull " + m.Name + " follows it again"
+}
+
+func oldNote(r model.Revision) string {
+	text := "replaced " + formatAge(r.Retired) + " ago, "
+	if r.InUse == "" {
+		return text + "until its room is needed"
+	}
+	return text + "kept: " + r.InUse
 }
 
 // progress is a model's state for people.
@@ -105,14 +138,27 @@ func modelPath(name string) (string, error) {
 	return "/models/" + name, nil
 }
 
-func modelsAct(use, about, suffix string) *cobra.Command {
+// revisionPath is modelPath for a model, or a revision of it as NAME@REVISION.
+func revisionPath(name string) (string, error) {
+	of, revision, one := strings.Cut(name, "@")
+	path, err := modelPath(of)
+	if err != nil || !one {
+		return path, err
+	}
+	if revision == "" || model.Revision12(revision) == "unknown" {
+		return "", usageError{fmt.Errorf("%s: want NAME@REVISION, as gpu-agent models ls shows it", name)}
+	}
+	return path + "@" + model.Revision12(revision), nil
+}
+
+func modelsAct(use, about, suffix string, pathOf func(string) (string, error)) *cobra.Command {
 	var socket socketFlag
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: about,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := modelPath(args[0])
+			path, err := pathOf(args[0])
 			if err != nil {
 				return err
 			}
@@ -124,10 +170,44 @@ func modelsAct(use, about, suffix string) *cobra.Command {
 }
 
 func modelsVerify() *cobra.Command {
-	cmd := modelsAct("verify NAME", "Read a model's files again, and withdraw what is damaged", "/verify")
+	cmd := modelsAct("verify NAME", "Read a model's files again, and withdraw what is damaged", "/verify", modelPath)
 	cmd.Long = "Reads every file of a model again and compares it with the digest that it had when it was published.\n" +
 		"A damaged model is withdrawn at once, with every model that shares the damaged file, and the exit code\n" +
 		"is 1; what is still asked for is then fetched again. A model that is sound stays as it is."
+	return cmd
+}
+
+func modelsRollback() *cobra.Command {
+	var socket socketFlag
+	cmd := &cobra.Command{
+		Use:   "rollback NAME [REVISION]",
+		Short: "Make an old revision of a model current again, and hold the model there",
+		Long: "Makes an old revision that is here still current again, in one step: the one that was replaced last, or\n" +
+			"REVISION, as models ls shows them. The model stays there, over restarts too, whatever its source says,\n" +
+			"until models pull NAME or another source in the configuration lets go of it.",
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := modelPath(args[0])
+			if err != nil {
+				return err
+			}
+			path += "/rollback"
+			if len(args) == 2 {
+				path += "?revision=" + url.QueryEscape(args[1])
+			}
+			var done model.Rollback
+			if err := socket.client().call(cmd.Context(), http.MethodPost, path, nil, &done); err != nil {
+				return err
+			}
+			instead := ""
+			if done.From != "" {
+				instead = " instead of " + short(done.From)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is at %s%s, and held there until gpu-agent models pull %s\n", args[0], short(done.To), instead, args[0])
+			return nil
+		},
+	}
+	socket.add(cmd)
 	return cmd
 }
 
@@ -158,19 +238,21 @@ func modelsWait() *cobra.Command {
 	var root string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "wait NAME",
+		Use:   "wait NAME[@REVISION]",
 		Short: "Wait until a model is ready, and print its directory; for init containers",
-		Long: "Waits until ROOT/by-name/NAME is there: a visible model is complete and verified.\n" +
+		Long: "Waits until ROOT/by-name/NAME is there, or NAME@REVISION, current or old: what is visible is complete\n" +
+			"and verified.\n" +
 			"It needs the models directory alone, mounted read-only, and no right to talk to the agent.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := model.CheckName(args[0]); err != nil {
-				return usageError{err}
+			path, err := revisionPath(args[0])
+			if err != nil {
+				return err
 			}
 			if info, err := os.Stat(root); err != nil || !info.IsDir() {
 				return usageError{fmt.Errorf("--root %s: want the models directory of the cache, mounted here", root)}
 			}
-			dir := filepath.Join(root, "by-name", args[0])
+			dir := filepath.Join(root, "by-name", filepath.Base(path))
 			if err := awaitDir(cmd.Context(), root, dir, timeout, cmd.ErrOrStderr()); err != nil {
 				return err
 			}

@@ -170,7 +170,10 @@ func (p *page) models(s *state) {
 			if m.Done < m.Size {
 				size = formatBytes(m.Done) + " of " + size
 			}
-			p.row(text("%s", m.Name), text("%s", m.State), text("%s", size), code(m.Source), text("%s", m.Message))
+			p.row(text("%s", m.Name), text("%s", m.State), text("%s", size), code(m.Source), text("%s", note(m)))
+			for _, r := range m.Old {
+				p.row(text("%s@%s", m.Name, short(r.Revision)), text("Old"), text("%s", formatBytes(r.Size)), code(m.Source), text("%s", oldNote(r)))
+			}
 		}
 	})
 }

@@ -186,12 +186,15 @@ type PodResources struct {
 
 // Cache is the model cache.
 type Cache struct {
-	Enabled bool    `yaml:"enabled"`
-	Root    string  `yaml:"root"`
-	Limit   Bytes   `yaml:"limit"` // 0: a share of the filesystem
-	Streams int     `yaml:"streams"`
-	Models  []Model `yaml:"models"`
-	Sources Sources `yaml:"sources"`
+	Enabled bool   `yaml:"enabled"`
+	Root    string `yaml:"root"`
+	Limit   Bytes  `yaml:"limit"` // 0: a share of the filesystem
+	Streams int    `yaml:"streams"`
+	// Of models whose source can move.
+	Refresh Duration `yaml:"refresh"` // 0: never
+	Keep    int      `yaml:"keep"`    // old revisions of each model
+	Models  []Model  `yaml:"models"`
+	Sources Sources  `yaml:"sources"`
 }
 
 // Model is one model that the node should hold.
@@ -203,13 +206,19 @@ type Model struct {
 	Include     []string `yaml:"include,omitempty"`
 	Exclude     []string `yaml:"exclude,omitempty"`
 	AllowPickle bool     `yaml:"allowPickle,omitempty"`
+	// Refresh overrides that of the cache; nil: it does not.
+	Refresh *Duration `yaml:"refresh,omitempty"`
 }
 
 // Specs are the models as the cache wants them.
 func (c Cache) Specs() []model.Spec {
 	specs := make([]model.Spec, 0, len(c.Models))
 	for _, m := range c.Models {
-		specs = append(specs, model.Spec{Name: m.Name, Source: m.ref(), Pinned: m.Pinned})
+		refresh := c.Refresh
+		if m.Refresh != nil {
+			refresh = *m.Refresh
+		}
+		specs = append(specs, model.Spec{Name: m.Name, Source: m.ref(), Pinned: m.Pinned, Refresh: time.Duration(refresh)})
 	}
 	return specs
 }
@@ -239,7 +248,7 @@ func Default() Config {
 		Labels:       Labels{Sink: "node", Condition: true, Events: true},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
-			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Models: []Model{},
+			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
@@ -387,6 +396,10 @@ func (c *Cache) check(f *file) {
 	if c.Streams < 1 || c.Streams > 256 {
 		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)
 	}
+	f.refresh("cache.refresh", c.Refresh)
+	if c.Keep < 0 || c.Keep > 100 {
+		f.wrong("cache.keep", "want 0 to 100 old revisions, got %d", c.Keep)
+	}
 	c.Sources.check(f)
 	seen := map[string]int{}
 	for i, m := range c.Models {
@@ -399,12 +412,22 @@ func (c *Cache) check(f *file) {
 		} else {
 			seen[m.Name] = i
 		}
+		if m.Refresh != nil {
+			f.refresh(at+".refresh", *m.Refresh)
+		}
 		if m.Source.Ref == (model.Ref{}) {
 			f.wrong(at+".source", "want a URL such as s3://bucket/prefix")
 			continue
 		}
 		f.oneOf(at+".source", m.Source.Scheme, Schemes...)
 		m.checkFilter(f, at)
+	}
+}
+
+// refresh refuses what would hammer an origin: many nodes ask one.
+func (f *file) refresh(path string, d Duration) {
+	if d != 0 && time.Duration(d) < time.Minute {
+		f.wrong(path, "want 0s (never) or at least 1m, got %s", d)
 	}
 }
 
