@@ -39,6 +39,8 @@ type Cache struct {
 	// links is held while names of blobs are made and dropped, so that no blob goes between being found
 	// and being linked. Taken after admit and before mu.
 	links sync.Mutex
+	// unpacking is held while an archive is unpacked. Taken before admit.
+	unpacking sync.Mutex
 
 	mu       sync.Mutex // guards what follows, the entries' fields included; never held over I/O on content
 	asked    int64      // number of the newest Pull
@@ -164,7 +166,7 @@ func (c *Cache) ledger() (used, reserved int64) {
 		if e.job != nil && e.job.admitted {
 			got := e.job.got.Load()
 			used += got
-			reserved += e.job.fetch - got
+			reserved += e.job.fetch - got + e.job.spare
 		}
 	}
 	return used, reserved
@@ -185,7 +187,7 @@ func (c *Cache) status(e *entry) model.Status {
 	}
 	if j := e.job; j != nil {
 		s.Revision, s.Files = j.plan.Manifest.Revision, len(j.plan.Manifest.Files)
-		s.Size, s.Done = j.plan.Manifest.Size(), j.have+j.got.Load()
+		s.Size, s.Done = j.plan.Manifest.Size(), min(j.plan.Manifest.Size(), j.have+j.got.Load())
 	}
 	if r := e.visible; r != nil {
 		if !e.held() && (e.busy != nil || e.due()) {

@@ -16,7 +16,8 @@
 //	models/hub/models--org--name/     of what is from a hub: refs, snapshots/<commit>, trees, for HF_HUB_CACHE
 //	store/blobs/sha256/ab/<hex>       content; with a link count of one nobody uses it
 //	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal: how far
-//	                                  each range has come, and the state of the hash)
+//	                                  each range has come, and the state of the hash); NNNNN.d holds the members of
+//	                                  an archive, once the journal says so in its place
 //	store/manifests/<name>.json       what the visible directory holds; <name>+next.json while it is exchanged
 //	store/state/<name>.json           wishes, pins, last use
 //	store/lock                        held (flock) while the cache is open; says that store/ is a cache's

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/archive"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -25,9 +26,14 @@ type job struct {
 	slots []*slot
 	of    []int // the slot of each file of the manifest: equal content is fetched once
 
-	fetch int64        // bytes that have to come from the origin, all in all
+	fetch int64        // bytes that are to be here beside the blobs; grows and shrinks under Cache.mu while archives are unpacked
 	have  int64        // bytes that were here as blobs
 	got   atomic.Int64 // of fetch, bytes that are here
+	spare int64        // bytes that are reserved to unpack an archive into; guarded by Cache.mu
+
+	// Of what unpack made: see record.
+	origin   []model.File
+	archives []archive.Unpacked
 
 	admitted bool // has a reservation; guarded by Cache.mu
 	broken   bool // its deletion did not succeed: nothing in it counts; guarded by Cache.mu
@@ -50,6 +56,11 @@ type slot struct {
 	hashed int64        // bytes from the start that are in hash and check
 	sum    model.Digest // once complete and verified
 	linked bool         // was here as a blob
+
+	// Of an archive whose members are here in its place; see unpack.go.
+	unpacked bool
+	members  []archive.Member
+	own      int64 // bytes of members that are not blobs
 
 	// During run:
 	data     *durable.File
@@ -110,13 +121,18 @@ func (s *slot) bytes() (sum int64) {
 func newJob(disk durable.Disk, dir string, p plan) *job {
 	j := &job{disk: disk, dir: dir, plan: p}
 	j.cond = sync.NewCond(&j.mu)
-	byDigest := map[model.Digest]int{}
+	type content struct {
+		model.Digest
+		model.Archive
+	}
+	known := map[content]int{}
 	for _, f := range p.Manifest.Files {
-		if at, ok := byDigest[f.Digest]; ok && f.Digest != "" {
+		of := content{f.Digest, f.Archive}
+		if at, ok := known[of]; ok && f.Digest != "" {
 			j.of = append(j.of, at)
 			continue
 		}
-		byDigest[f.Digest] = len(j.slots)
+		known[of] = len(j.slots)
 		j.of = append(j.of, len(j.slots))
 		j.slots = append(j.slots, newSlot(filepath.Join(dir, fmt.Sprintf("%05d", len(j.slots))), f, p.Step))
 	}
@@ -126,9 +142,11 @@ func newJob(disk durable.Disk, dir string, p plan) *job {
 // count sets the sums from the slots.
 func (j *job) count() {
 	j.fetch, j.have, j.left = 0, 0, 0
-	var got int64
+	var got, unpacked int64
 	for _, s := range j.slots {
 		switch {
+		case s.unpacked:
+			j.fetch, got, unpacked = j.fetch+s.own, got+s.own, unpacked+s.own
 		case s.linked:
 		case s.sum != "":
 			j.fetch, got = j.fetch+s.file.Size, got+s.file.Size
@@ -139,7 +157,7 @@ func (j *job) count() {
 			j.left++
 		}
 	}
-	j.have = j.plan.Manifest.Size() - j.fetch
+	j.have = j.plan.Manifest.Size() - (j.fetch - unpacked)
 	j.got.Store(got)
 }
 
@@ -161,6 +179,12 @@ func (c *Cache) resume(name string) (*job, error) {
 		return nil, fmt.Errorf("%s: more than the limit of %s", dir, bytesText(c.limit))
 	}
 	for _, s := range j.slots {
+		if ok, err := c.resumeUnpacked(s); err != nil {
+			return nil, err
+		} else if ok {
+			j.admitted = j.admitted || s.own > 0
+			continue
+		}
 		var saved journal
 		info, err := os.Lstat(s.path)
 		if err != nil || info.Size() != s.file.Size || readJSON(s.journal(), &saved) != nil || !s.restore(saved) {
@@ -273,11 +297,11 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 	}
 	c.mu.Unlock()
 	if visible != nil {
-		m.Files = trust(m.Files, visible.Files)
+		m.Files = trust(m.Files, visible.named())
 		for _, r := range olds {
-			m.Files = trust(m.Files, r.Files)
+			m.Files = trust(m.Files, r.named())
 		}
-		if m.Revision == visible.Revision && slices.Equal(m.Files, visible.Files) {
+		if m.Revision == visible.Revision && slices.Equal(m.Files, visible.named()) {
 			return nil, c.same(e, ref, m.Hub)
 		}
 	}
@@ -309,6 +333,11 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 		return nil, err
 	}
 	for _, s := range j.slots {
+		if ok, err := c.linkUnpacked(s); err != nil {
+			return nil, err
+		} else if ok {
+			continue
+		}
 		c.mu.Lock()
 		size, here := c.blobs[s.file.Digest]
 		c.mu.Unlock()
@@ -411,6 +440,7 @@ func (j *job) allocate() error {
 func (j *job) allocated() int64 {
 	var sum int64
 	for _, s := range j.slots {
+		sum += s.own // synced, and so on the disk
 		if info, err := os.Lstat(s.path); err == nil && !s.linked {
 			sum += min(durable.Allocated(info), s.file.Size)
 		}

@@ -229,7 +229,11 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 		}
 		return err
 	}
-	return c.reveal(e, ref, j)
+	whole, err := c.unpack(ctx, e, ref, j)
+	if err != nil {
+		return err
+	}
+	return c.reveal(e, ref, whole)
 }
 
 func resolve(ctx context.Context, src Source, ref model.Ref) (model.Manifest, error) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/archive"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -28,6 +29,18 @@ type record struct {
 	Files     []model.File `json:"files"`
 	Published time.Time    `json:"published"`
 	Retired   time.Time    `json:"retired,omitzero"` // when another revision took its place; zero while it is current
+
+	// Of a model with archives: what the origin named, and what the archives hold.
+	Origin   []model.File       `json:"origin,omitempty"`
+	Archives []archive.Unpacked `json:"archives,omitempty"`
+}
+
+// named is the files as the origin named them, digests that it did not name included.
+func (r *record) named() []model.File {
+	if len(r.Origin) > 0 {
+		return r.Origin
+	}
+	return r.Files
 }
 
 func (r *record) size() int64 { return model.Manifest{Files: r.Files}.Size() }
@@ -51,6 +64,9 @@ type journal struct {
 	Sum model.Digest `json:"sum,omitempty"`
 	// Linked says that the content was here already, as a blob.
 	Linked bool `json:"linked,omitempty"`
+	// Unpacked says that the file is an archive whose members are here in its place.
+	Unpacked bool             `json:"unpacked,omitempty"`
+	Members  []archive.Member `json:"members,omitempty"`
 }
 
 // memory is what is kept about a model beyond its content: store/state/<name>.json, mode 0600, because
@@ -145,6 +161,9 @@ func checkManifest(ref model.Ref, m model.Manifest) (model.Manifest, error) {
 		}
 		if _, err := f.Check.Hash(f.Size); err != nil {
 			return bad("BadDigest", "file %q: %v", f.Path, err)
+		}
+		if a := f.Archive; a != "" && a != model.Directory && a != model.Image {
+			return bad("BadArchive", "file %q is an archive of kind %q, which there is not", f.Path, a)
 		}
 	}
 	for p := range taken {

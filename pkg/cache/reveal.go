@@ -29,6 +29,7 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	for i, at := range j.of {
 		r.Files[i].Digest = j.slots[at].sum
 	}
+	r.Origin, r.Archives = j.origin, j.archives
 	if err := c.nameBlobs(j); err != nil {
 		return fmt.Errorf("store the files of model %s: %w", e.name, err)
 	}
@@ -44,7 +45,7 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	if err != nil {
 		return err
 	}
-	if err := c.disk.RemoveTree(j.dir); err != nil {
+	if err := errors.Join(c.disk.RemoveTree(j.dir), c.dropCovered(j)); err != nil {
 		c.log.Warn("leftovers of a download stay behind", "model", e.name, "err", err)
 	}
 	return nil
@@ -251,7 +252,7 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 		if e.visible != nil && holds(e.visible.Files) {
 			shown = append(shown, e)
 		}
-		if e.job != nil && holds(e.job.plan.Manifest.Files) {
+		if e.job != nil && holds(e.job.holds()) {
 			partial = append(partial, e)
 		}
 	}

@@ -21,26 +21,21 @@ const unlabelTimeout = time.Minute
 func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 	c.admit.Lock()
 	defer c.admit.Unlock()
-	for {
-		room, needs, err := c.room(j)
-		if err != nil {
-			return err
-		}
-		if needs <= room {
-			break
-		}
-		victims, freed := c.evictable(e)
-		if needs > room+freed || len(victims) == 0 {
-			return errors.Join(&model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
-				"model %s needs %s, free %s, evictable %s: raise the limit, or unpin or remove models",
-				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed))}, c.dropPartial(e))
-		}
-		if err := c.evict(ctx, victims[0]); err != nil {
-			return fmt.Errorf("evict %s: %w", victims[0], err)
-		}
+	spare := j.largestArchive()
+	err := c.makeRoom(ctx, e, j, j.fetch+spare)
+	if model.ReasonOf(err) == "NoSpace" && spare > 0 && j.admitted {
+		// What it had for this before a restart may be gone. It keeps what it has, and asks again file by file.
+		spare = 0
+		err = c.makeRoom(ctx, e, j, j.fetch)
+	}
+	if model.ReasonOf(err) == "NoSpace" {
+		return errors.Join(err, c.dropPartial(e))
+	}
+	if err != nil {
+		return err
 	}
 	c.mu.Lock()
-	j.admitted = true
+	j.admitted, j.spare = true, spare
 	c.publish()
 	c.mu.Unlock()
 	if err := j.allocate(); err != nil {
@@ -53,22 +48,50 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 	return nil
 }
 
-// room is what the limit and the filesystem leave for j, and what j still needs of it. A job that
-// was admitted before has its reservation and its blocks.
-func (c *Cache) room(j *job) (room, needs int64, err error) {
+// makeRoom evicts until j may take needs bytes, all in all. c.admit is held.
+func (c *Cache) makeRoom(ctx context.Context, e *entry, j *job, needs int64) error {
+	for {
+		room, err := c.room(j)
+		if err != nil {
+			return err
+		}
+		if needs <= room {
+			return nil
+		}
+		victims, freed := c.evictable(e)
+		if needs > room+freed || len(victims) == 0 {
+			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
+				"model %s needs %s, free %s, evictable %s: raise the limit, or unpin or remove models",
+				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed))}
+		}
+		if err := c.evict(ctx, victims[0]); err != nil {
+			return fmt.Errorf("evict %s: %w", victims[0], err)
+		}
+	}
+}
+
+// room is what the limit and the filesystem leave for j, of which it may have some. A job that was
+// admitted before has its reservation and its blocks.
+func (c *Cache) room(j *job) (int64, error) {
 	_, free, err := durable.Space(c.cfg.Root)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	used, reserved := c.ledger()
 	if j.admitted {
-		used, reserved = used-j.got.Load(), reserved-(j.fetch-j.got.Load())
+		used, reserved = used-j.got.Load(), reserved-(j.fetch-j.got.Load()+j.spare)
 	}
-	room = c.limit - used - reserved
-	// On the disk the blocks of other jobs are taken already, and j's own are what it has allocated.
-	return min(room, free-c.keepFree+j.allocated()), j.fetch, nil
+	room := c.limit - used - reserved
+	// On the disk the blocks of other jobs are taken already, but for what they unpack into, and j's own are what it
+	// has allocated.
+	for _, m := range c.models {
+		if m.job != nil && m.job != j {
+			free -= m.job.spare
+		}
+	}
+	return min(room, free-c.keepFree+j.allocated()), nil
 }
 
 // victim is what may be evicted: what is visible of a model, or an old revision of it.
@@ -129,7 +152,7 @@ func (c *Cache) evictable(e *entry) ([]victim, int64) {
 			victims = append(victims, victim{m, nil})
 		}
 		if m.job != nil {
-			keep(m.job.plan.Manifest.Files)
+			keep(m.job.holds())
 		}
 	}
 	var freed int64
@@ -292,7 +315,7 @@ func (c *Cache) dropPartial(e *entry) error {
 	if j == nil {
 		return nil
 	}
-	for _, f := range j.plan.Manifest.Files {
+	for _, f := range j.holds() {
 		if f.Digest == "" {
 			continue
 		}

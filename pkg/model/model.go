@@ -145,7 +145,19 @@ type File struct {
 	Version string
 	// Key is where the source finds the file. Opaque to all but its source; never a secret.
 	Key string
+	// Archive says that the file is one of files, which are the model's in its place.
+	Archive Archive `json:",omitempty"`
 }
+
+// Archive is what becomes of a tar archive's members; "" of a file that is none. It may be compressed by gzip
+// or zstd.
+type Archive string
+
+// The archives. Those of one model are unpacked in the order of their paths.
+const (
+	Directory Archive = "directory" // its members are files of the model
+	Image     Archive = "image"     // a layer of a container image, over those before: its /models is the model
+)
 
 // CheckPath reports why a file path from outside must not be used: it is absolute, climbs out with
 // "..", is not clean, or holds what a file name cannot or should not.
