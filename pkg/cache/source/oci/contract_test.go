@@ -81,32 +81,7 @@ func TestContract(t *testing.T) {
 
 // TestContractOnDistribution runs against the registry that most are made of, where there is one.
 func TestContractOnDistribution(t *testing.T) {
-	bin, err := exec.LookPath("docker-registry")
-	if err != nil {
-		t.Skip("no docker-registry on PATH")
-	}
-	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	host := l.Addr().String()
-	require.NoError(t, l.Close())
-	conf := filepath.Join(dir, "config.yml")
-	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `version: 0.1
-log: {level: error}
-storage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}
-http: {addr: %s}
-`, dir, host), 0o644))
-	cmd := exec.CommandContext(t.Context(), bin, "serve", conf)
-	require.NoError(t, cmd.Start())
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	require.Eventually(t, func() bool {
-		c, err := net.Dial("tcp", host)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	}, 20*time.Second, 20*time.Millisecond)
-
+	host := distribution(t)
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	call := func(t *testing.T, method, address, mediaType string, body []byte, want int) http.Header {
@@ -137,4 +112,34 @@ http: {addr: %s}
 		call(t, http.MethodDelete, base+"blobs/"+sha(content), "", nil, http.StatusAccepted)
 	}
 	sourcetest.Contract(t, pushed(host, newSource(t, oci.Config{}), push, remove))
+}
+
+// distribution is a running registry of the kind that most are made of, Debian's docker-registry.
+func distribution(t *testing.T) string {
+	bin, err := exec.LookPath("docker-registry")
+	if err != nil {
+		t.Skip("no docker-registry on PATH: apt-get install docker-registry")
+	}
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	host := l.Addr().String()
+	require.NoError(t, l.Close())
+	conf := filepath.Join(dir, "config.yml")
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `version: 0.1
+log: {level: error}
+storage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}
+http: {addr: %s}
+`, dir, host), 0o644))
+	cmd := exec.Command(bin, "serve", conf)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", host)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}, 20*time.Second, 20*time.Millisecond)
+	return host
 }

@@ -37,9 +37,9 @@ var unnamed = map[string]string{
 	"application/vnd.ollama.image.license":          "LICENSE",
 }
 
-// layerFiles is the file that each layer is. One that is not a file refuses the model: without it the
-// model would be a part.
-func layerFiles(ref model.Ref, layers []ocispec.Descriptor) ([]model.File, error) {
+// layerFiles is the file that each layer is, an archive or one of the model's. A layer that is neither refuses the
+// model: without it the model would be a part.
+func layerFiles(ref model.Ref, config string, layers []ocispec.Descriptor) ([]model.File, error) {
 	switch {
 	case len(layers) == 0:
 		return nil, &model.Error{Reason: "NotFound", Final: true, Text: fmt.Sprintf("%s: its manifest has no layers: no file to hold", ref)}
@@ -60,8 +60,14 @@ func layerFiles(ref model.Ref, layers []ocispec.Descriptor) ([]model.File, error
 		if err != nil || !strings.HasPrefix(l.Digest.String(), "sha256:") || l.Size < 0 || l.Size > maxSize {
 			return nil, badManifest(ref, at+": want a sha256 digest and a size")
 		}
-		if archive(l) {
-			return nil, unsupported(ref, "%s is an archive, which is not unpacked: push each file as a layer of its own, with modctl build --raw or oras push", at)
+		f := model.File{Size: l.Size, Digest: digest, Key: "sha256:" + string(digest)}
+		if f.Archive = archive(config, l); f.Archive != "" {
+			if unpackable(l.MediaType) {
+				f.Path = fmt.Sprintf("layer-%06d-%s", i+1, digest[:12]) // by which the cache unpacks them in their order
+				files = append(files, f)
+				continue
+			}
+			return nil, unsupported(ref, "%s is an archive of a kind that is not unpacked: push it as tar, tar+gzip or tar+zstd, where anybody may pull it", at)
 		}
 		name := title(l)
 		if name == "" {
@@ -72,7 +78,8 @@ func layerFiles(ref model.Ref, layers []ocispec.Descriptor) ([]model.File, error
 			seen[name]++
 			name = numbered(name, seen[name], alike[name])
 		}
-		files = append(files, model.File{Path: name, Size: l.Size, Digest: digest, Key: "sha256:" + string(digest)})
+		f.Path = name
+		files = append(files, f)
 	}
 	return files, nil
 }
@@ -85,21 +92,31 @@ func title(l ocispec.Descriptor) string {
 	return strings.TrimPrefix(name, "./")
 }
 
-// archive reports that the layer holds files rather than being one. ORAS gives plain files the media type
-// of an image's layer, and says so when one is an archive; image layers themselves have no title.
-func archive(l ocispec.Descriptor) bool {
-	if l.Annotations[unpackAnnotation] == "true" {
-		return true
-	}
-	if strings.HasPrefix(l.MediaType, "application/vnd.oci.image.layer.") && l.Annotations[ocispec.AnnotationTitle] != "" {
-		return false
+// archive is what the layer holds where it holds files rather than being one. ORAS gives plain files the media
+// type of an image's layer, and says so when one is an archive. What has an image's configuration is an image:
+// its layers may have titles too, of those who made it.
+func archive(config string, l ocispec.Descriptor) model.Archive {
+	image := strings.HasPrefix(l.MediaType, "application/vnd.oci.image.layer.") || strings.HasPrefix(l.MediaType, "application/vnd.docker.image.rootfs.")
+	isImage := config == ocispec.MediaTypeImageConfig || config == dockerConfig
+	switch {
+	case l.Annotations[unpackAnnotation] == "true":
+		return model.Directory
+	case image && (isImage || title(l) == ""):
+		return model.Image
+	case image:
+		return ""
 	}
 	for _, end := range []string{".tar", "+tar", "+gzip", "+zstd", ".tar.gzip", ".tar.zstd", ".tar.lz4", "+lz4"} {
 		if strings.HasSuffix(l.MediaType, end) {
-			return true
+			return model.Directory
 		}
 	}
-	return false
+	return ""
+}
+
+// unpackable reports that the cache can unpack a layer of that type, and that the registry may hand it out.
+func unpackable(mediaType string) bool {
+	return !strings.HasSuffix(mediaType, "lz4") && !strings.Contains(mediaType, ".nondistributable.") && !strings.Contains(mediaType, ".foreign.")
 }
 
 // numbered tells layers of one kind apart: GGUF shards as llama.cpp looks for them, others by a suffix.

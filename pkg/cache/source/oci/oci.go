@@ -1,4 +1,5 @@
-// Package oci reads models that registries hold as OCI artifacts: one layer a file.
+// Package oci reads models that registries hold: as artifacts with one layer a file, or with layers that are
+// archives, as in ModelKits and container images.
 //
 // A layer is named by its sha256, so what is read cannot change, and a file needs no other pin. Requests
 // are HTTP/1.1 on purpose: HTTP/2 would put all parallel ranges on one TCP connection.

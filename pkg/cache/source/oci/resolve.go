@@ -10,6 +10,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"runtime"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,18 +27,20 @@ const maxManifest = 4 << 20
 const (
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 )
 
 // document is a manifest or an index.
 type document struct {
 	MediaType string               `json:"mediaType"`
+	Config    ocispec.Descriptor   `json:"config"`
 	Layers    []ocispec.Descriptor `json:"layers"`
 	Manifests []ocispec.Descriptor `json:"manifests"`
 
 	digest model.Digest // of its text
 }
 
-// Resolve reads the manifest that ref names, or the only one in the index that it names: each layer is a
+// Resolve reads the manifest that ref names, or the one of the index that it names: each layer is a
 // file. The revision is the manifest's sha256, as registries show it.
 func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
 	at, err := parse(ref)
@@ -59,7 +62,7 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 	if doc.MediaType != ocispec.MediaTypeImageManifest && doc.MediaType != dockerManifest {
 		return model.Manifest{}, unsupported(ref, "it is of type %s, not a manifest of layers: push it with modctl or oras", quoted(doc.MediaType))
 	}
-	files, err := layerFiles(ref, doc.Layers)
+	files, err := layerFiles(ref, doc.Config.MediaType, doc.Layers)
 	if err != nil {
 		return model.Manifest{}, err
 	}
@@ -115,13 +118,21 @@ func (s *Source) document(ctx context.Context, ref model.Ref, at registry.Refere
 	return doc, nil
 }
 
-// only is the digest of the one manifest of an index. There is no platform to choose by: weights have none.
+// only is the digest of the one manifest of an index, or of the one for machines like this: weights have no
+// platform, but images have.
 func only(ref model.Ref, all []ocispec.Descriptor) (string, error) {
-	var found []ocispec.Descriptor
+	var found, here []ocispec.Descriptor
 	for _, d := range all {
-		if d.Annotations["vnd.docker.reference.type"] != "attestation-manifest" { // buildx puts them beside
-			found = append(found, d)
+		if d.Annotations["vnd.docker.reference.type"] == "attestation-manifest" { // buildx puts them beside
+			continue
 		}
+		found = append(found, d)
+		if d.Platform != nil && d.Platform.OS == "linux" && d.Platform.Architecture == runtime.GOARCH {
+			here = append(here, d)
+		}
+	}
+	if len(found) > 1 && len(here) == 1 {
+		found = here
 	}
 	if len(found) != 1 {
 		return "", unsupported(ref, "it is an index of %d manifests: name one of them by its digest, oci://…@sha256:…", len(found))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -73,21 +74,15 @@ func TestResolveRefusesWhatIsNotFiles(t *testing.T) {
 	named := func(title string) ocispec.Descriptor {
 		return raw("application/x", map[string]string{ocispec.AnnotationTitle: title})
 	}
-	const archived = "is an archive, which is not unpacked: push each file as a layer of its own, with modctl build --raw or oras push"
+	const archived = "is an archive of a kind that is not unpacked: push it as tar, tar+gzip or tar+zstd, where anybody may pull it"
 	for name, c := range map[string]struct {
 		layers []ocispec.Descriptor
 		reason string
 		text   string
 	}{
-		"an image, as KServe's modelcar": {[]ocispec.Descriptor{named("a"), raw("application/vnd.oci.image.layer.v1.tar+gzip", nil)},
-			"Unsupported", `layer 2 ("application/vnd.oci.image.layer.v1.tar+gzip") ` + archived},
-		"a Docker image": {[]ocispec.Descriptor{raw("application/vnd.docker.image.rootfs.diff.tar.gzip", nil)}, "Unsupported", archived},
-		"ModelPack's tar": {[]ocispec.Descriptor{raw("application/vnd.cncf.model.weight.v1.tar", map[string]string{"org.cncf.model.filepath": "a"})},
-			"Unsupported", archived},
-		"KitOps": {[]ocispec.Descriptor{raw("application/vnd.kitops.modelkit.model.v1.tar+gzip", map[string]string{ocispec.AnnotationTitle: "a"})},
-			"Unsupported", archived},
-		"ORAS's directory": {[]ocispec.Descriptor{raw("application/vnd.oci.image.layer.v1.tar+gzip",
-			map[string]string{ocispec.AnnotationTitle: "a", "io.deis.oras.content.unpack": "true"})}, "Unsupported", archived},
+		"lz4": {[]ocispec.Descriptor{named("a"), raw("application/vnd.cncf.model.weight.v1.tar+lz4", nil)}, "Unsupported",
+			`layer 2 ("application/vnd.cncf.model.weight.v1.tar+lz4") ` + archived},
+		"Windows's base":   {[]ocispec.Descriptor{raw("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", nil)}, "Unsupported", archived},
 		"no name":          {[]ocispec.Descriptor{raw("application/\x1b[31m", nil)}, "Unsupported", "does not name its file: annotate it with org.opencontainers.image.title"},
 		"no layers":        {nil, "NotFound", "no layers"},
 		"climbs":           {[]ocispec.Descriptor{named("../../etc/cron.d/x")}, "BadPath", "leaves the model's directory"},
@@ -103,6 +98,50 @@ func TestResolveRefusesWhatIsNotFiles(t *testing.T) {
 		require.True(t, model.IsFinal(err), name)
 		require.ErrorContains(t, err, c.text, name)
 		require.NotContains(t, err.Error(), "\x1b", name)
+	}
+}
+
+// TestArchivesAreNamedInTheOrderOfTheirLayers, for that is the order in which they are unpacked.
+func TestArchivesAreNamedInTheOrderOfTheirLayers(t *testing.T) {
+	t.Parallel()
+	title := func(s string) map[string]string { return map[string]string{ocispec.AnnotationTitle: s} }
+	const ociLayer, dockerLayer = "application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	unpack := title("dir")
+	unpack["io.deis.oras.content.unpack"] = "true"
+	for name, c := range map[string]struct {
+		config string
+		layers []ocispec.Descriptor
+		want   []model.Archive
+	}{
+		"an image":                    {ocispec.MediaTypeImageConfig, []ocispec.Descriptor{raw(ociLayer, nil), raw(ociLayer, nil)}, []model.Archive{"image", "image"}},
+		"Docker's image":              {"application/vnd.docker.container.image.v1+json", []ocispec.Descriptor{raw(dockerLayer, nil)}, []model.Archive{"image"}},
+		"an image with titles":        {ocispec.MediaTypeImageConfig, []ocispec.Descriptor{raw(ociLayer, title("model.gguf"))}, []model.Archive{"image"}},
+		"ORAS's file":                 {"application/vnd.oci.empty.v1+json", []ocispec.Descriptor{raw(ociLayer, title("a"))}, []model.Archive{""}},
+		"ORAS's directory and a file": {"application/vnd.oci.empty.v1+json", []ocispec.Descriptor{raw(ociLayer, unpack), raw(ociLayer, title("z"))}, []model.Archive{"directory", ""}},
+		"ModelPack": {"application/vnd.cncf.model.config.v1+json", []ocispec.Descriptor{
+			raw("application/vnd.cncf.model.weight.v1.tar", map[string]string{"org.cncf.model.filepath": "w"}),
+			raw("application/vnd.cncf.model.doc.v1.tar+zstd", map[string]string{"org.cncf.model.filepath": "d"})}, []model.Archive{"directory", "directory"}},
+		"KitOps": {"application/vnd.kitops.modelkit.config.v1+json", []ocispec.Descriptor{
+			raw("application/vnd.kitops.modelkit.model.v1.tar+gzip", nil), raw("application/vnd.kitops.modelkit.code.v1.tar", nil)}, []model.Archive{"directory", "directory"}},
+	} {
+		reg, host := newRegistry(t)
+		for i := range c.layers { // told apart
+			c.layers[i].Digest = digest.Digest(sha([]byte{byte(i)}))
+		}
+		text, err := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.Descriptor{MediaType: c.config}, Layers: c.layers})
+		require.NoError(t, err)
+		reg.put("m", "latest", ocispec.MediaTypeImageManifest, text)
+		m, err := newSource(t, oci.Config{}).Resolve(t.Context(), parse(t, "oci://"+host+"/m"))
+		require.NoError(t, err, name)
+		var got []model.Archive
+		for i, f := range m.Files {
+			got = append(got, f.Archive)
+			require.Equal(t, c.layers[i].Digest.String(), f.Key, name)
+			if f.Archive != "" {
+				require.Equal(t, fmt.Sprintf("layer-%06d-%s", i+1, f.Digest[:12]), f.Path, name)
+			}
+		}
+		require.Equal(t, c.want, got, name)
 	}
 }
 
@@ -174,6 +213,14 @@ func TestAnIndexOfOneManifestIsThatManifest(t *testing.T) {
 	put(inner, inner)
 	_, err = s.Resolve(t.Context(), ref)
 	require.EqualError(t, err, ref.String()+": it is an index of 2 manifests: name one of them by its digest, oci://…@sha256:…")
+	other, mine, theirs := layer(ocispec.MediaTypeImageManifest, "", []byte("x")), inner, inner
+	mine.Platform = &ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	other.Platform = &ocispec.Platform{OS: "linux", Architecture: "s390x"}
+	theirs.Platform = &ocispec.Platform{OS: "windows", Architecture: runtime.GOARCH}
+	put(other, theirs, mine, note)
+	m, err = s.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	require.Equal(t, strings.TrimPrefix(sha(text), "sha256:"), m.Revision, "an image for this machine")
 	odd := inner
 	odd.Digest = "sha256:../../../_catalog"
 	put(odd)
