@@ -17,6 +17,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/internal/supervise"
 	"github.com/gpu-agent/gpu-agent/internal/watch"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/az"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
@@ -181,7 +182,14 @@ func (a *agent) buildSources() error {
 	if err != nil {
 		return usageError{fmt.Errorf("cache.sources.gs: %w", err)}
 	}
-	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google}
+	azure, err := az.New(az.Config{
+		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile,
+		UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
+	})
+	if err != nil {
+		return usageError{fmt.Errorf("cache.sources.az: %w", err)}
+	}
+	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google, "az": azure}
 	return nil
 }
 

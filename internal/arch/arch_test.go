@@ -62,7 +62,7 @@ var home = map[string][]string{
 	"github.com/aws/aws-sdk-go-v2":               {"pkg/cache/source/s3"},
 	"github.com/klauspost/compress":              {"pkg/cache/archive"},
 	"oras.land/oras-go/v2":                       {"pkg/cache/source/oci"},
-	"golang.org/x/oauth2":                        {"pkg/cache/source/gs"},
+	"golang.org/x/oauth2":                        {"pkg/cache/source/gs", "pkg/cache/source/az"},
 	"github.com/prometheus/exporter-toolkit":     {"cmd/gpu-agent"},
 	"github.com/spf13/cobra":                     {"cmd/gpu-agent"},
 }

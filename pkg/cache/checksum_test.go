@@ -74,7 +74,7 @@ func TestAChecksumOfTheOriginIsVerifiedOverARestart(t *testing.T) {
 func TestContentOfAnotherChecksumIsNeverVisible(t *testing.T) {
 	for name, damage := range map[string]func(*model.File){
 		"content": func(f *model.File) { f.Check = "git-sha1:ce013625030ba8dba906f756967f9e9ca394464a" },
-		"form":    func(f *model.File) { f.Check = "md5:d41d8cd98f00b204e9800998ecf8427e" },
+		"form":    func(f *model.File) { f.Check = "sha512:cf83e1357eefb8bd" },
 	} {
 		bubble(t, func(t *testing.T, root string, o *origin) {
 			o.put("a", "r1", map[string][]byte{"big": noise(1, 3*64<<10)})

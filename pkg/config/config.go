@@ -386,7 +386,7 @@ func (s Simulation) check(f *file) {
 }
 
 // Schemes are the sources that there are. A table: nobody changes it.
-var Schemes = []string{"https", "http", "s3", "oci", "hf", "file", "gs"}
+var Schemes = []string{"https", "http", "s3", "oci", "hf", "file", "gs", "az"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)

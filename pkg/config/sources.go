@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -16,6 +17,7 @@ type Sources struct {
 	HF   SourceHF   `yaml:"hf"`
 	File SourceFile `yaml:"file"`
 	GS   SourceGS   `yaml:"gs"`
+	AZ   SourceAZ   `yaml:"az"`
 }
 
 // SourceHTTP is for https:// origins.
@@ -60,6 +62,14 @@ type SourceGS struct {
 	CAFile          string `yaml:"caFile"`
 }
 
+// SourceAZ is for az:// origins, Azure Blob Storage.
+type SourceAZ struct {
+	Endpoint        string `yaml:"endpoint"`
+	Anonymous       bool   `yaml:"anonymous"`
+	CredentialsFile string `yaml:"credentialsFile"`
+	CAFile          string `yaml:"caFile"`
+}
+
 // SourceFile is for file:// origins: the directories that may be read.
 type SourceFile struct {
 	Roots []string `yaml:"roots"`
@@ -74,6 +84,9 @@ func (s Sources) check(f *file) {
 	}
 	if s.GS.Endpoint != "" {
 		f.server("cache.sources.gs.endpoint", s.GS.Endpoint, "https://storage.example:4443")
+	}
+	if s.AZ.Endpoint != "" {
+		f.server("cache.sources.az.endpoint", strings.Replace(s.AZ.Endpoint, "://{account}.", "://", 1), "https://{account}.blob.core.windows.net")
 	}
 	f.server("cache.sources.hf.endpoint", s.HF.Endpoint, "https://huggingface.co")
 	for i, m := range s.HF.Mirrors {

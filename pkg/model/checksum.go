@@ -1,6 +1,7 @@
 package model
 
 import (
+	"crypto/md5"
 	"crypto/sha1"
 	"encoding/hex"
 	"fmt"
@@ -11,17 +12,19 @@ import (
 )
 
 // Checksum is what an origin says of content whose sha256 it does not name, as "<kind>:<hexadecimal>";
-// "" where it says nothing. The kinds are git-sha1, the object id of a git blob, and crc32c.
+// "" where it says nothing. The kinds are git-sha1, the object id of a git blob, crc32c and md5.
 type Checksum string
 
 const (
 	gitSHA1 = "git-sha1:"
 	crc32c  = "crc32c:"
+	md5sum  = "md5:"
 )
 
 var (
 	sha1Form  = regexp.MustCompile(`^[0-9a-f]{40}$`)
 	crc32Form = regexp.MustCompile(`^[0-9a-f]{8}$`)
+	md5Form   = regexp.MustCompile(`^[0-9a-f]{32}$`)
 )
 
 // GitSHA1 is the checksum that git keeps of a file: the sha1 of "blob <size>\0" and the content.
@@ -36,9 +39,12 @@ func GitSHA1(id string) (Checksum, error) {
 // CRC32C is the checksum that Cloud Storage keeps of an object: crc32 of Castagnoli, big-endian.
 func CRC32C(sum [4]byte) Checksum { return Checksum(crc32c + hex.EncodeToString(sum[:])) }
 
+// MD5 is the checksum that Azure keeps of a blob whose uploader sent it.
+func MD5(sum [16]byte) Checksum { return Checksum(md5sum + hex.EncodeToString(sum[:])) }
+
 // Hash is what to write the size bytes of content into; nil for "". Its state can be saved, as that of
 // crypto/sha256 can. The sha1 of git tells damage from health; against a forger it is worth what sha1 is,
-// and crc32c nothing.
+// and crc32c and md5 nothing.
 func (c Checksum) Hash(size int64) (hash.Hash, error) {
 	if c == "" {
 		return nil, nil
@@ -46,9 +52,12 @@ func (c Checksum) Hash(size int64) (hash.Hash, error) {
 	if sum, ok := strings.CutPrefix(string(c), crc32c); ok && crc32Form.MatchString(sum) {
 		return crc32.New(crc32.MakeTable(crc32.Castagnoli)), nil
 	}
+	if sum, ok := strings.CutPrefix(string(c), md5sum); ok && md5Form.MatchString(sum) {
+		return md5.New(), nil
+	}
 	id, ok := strings.CutPrefix(string(c), gitSHA1)
 	if !ok || !sha1Form.MatchString(id) {
-		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits, or crc32c: and 8", string(c))
+		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits, md5: and 32, or crc32c: and 8", string(c))
 	}
 	h := sha1.New()
 	fmt.Fprintf(h, "blob %d\x00", size)

@@ -33,7 +33,7 @@ func TestAChecksumIsTheOneThatGitKeeps(t *testing.T) {
 		_, err := model.GitSHA1(bad)
 		require.ErrorContains(t, err, "want 40 hexadecimal digits")
 	}
-	for _, bad := range []model.Checksum{"git-sha1:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", "crc32c:abc", "x"} {
+	for _, bad := range []model.Checksum{"git-sha1:abc", "md5:d41d8cd98f00b204", "crc32c:abc", "x"} {
 		_, err := bad.Hash(1)
 		require.ErrorContains(t, err, "want git-sha1:")
 	}
@@ -46,6 +46,17 @@ func TestACRC32CIsTheOneThatCloudStorageKeeps(t *testing.T) {
 	require.NoError(t, err)
 	require.Implements(t, (*encoding.BinaryMarshaler)(nil), h, "a download that is interrupted goes on")
 	_, _ = h.Write([]byte("123456789"))
+	require.True(t, c.Matches(h))
+	_, _ = h.Write([]byte("x"))
+	require.False(t, c.Matches(h))
+}
+
+func TestAnMD5IsTheOneThatAzureKeeps(t *testing.T) {
+	c := model.MD5([16]byte{0x90, 0x01, 0x50, 0x98, 0x3c, 0xd2, 0x4f, 0xb0, 0xd6, 0x96, 0x3f, 0x7d, 0x28, 0xe1, 0x7f, 0x72}) // RFC 1321, A.5: "abc"
+	h, err := c.Hash(3)
+	require.NoError(t, err)
+	require.Implements(t, (*encoding.BinaryMarshaler)(nil), h, "a download that is interrupted goes on")
+	_, _ = h.Write([]byte("abc"))
 	require.True(t, c.Matches(h))
 	_, _ = h.Write([]byte("x"))
 	require.False(t, c.Matches(h))

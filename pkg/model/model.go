@@ -29,7 +29,7 @@ func ParseDigest(s string) (Digest, error) {
 // Ref names where a model comes from, such as "s3://bucket/prefix" or
 // "https://host/model.safetensors#sha256=…". It never carries credentials.
 type Ref struct {
-	Scheme string // "https", "http", "s3", "oci", "hf", "file", "gs"
+	Scheme string // "https", "http", "s3", "oci", "hf", "file", "gs", "az"
 	Host   string // host[:port], the registry, the bucket or the organization; "" for file
 	Path   string // with its leading slash; "" allowed
 	Query  string // without "?"

@@ -148,3 +148,25 @@ func RetryAfter(h http.Header) time.Duration {
 	}
 	return 0
 }
+
+// skew is how far clocks may be apart: clouds refuse signatures that are older than five to fifteen minutes.
+const skew = 4 * time.Minute
+
+// ClockOff is the error for a refusal that the clocks explain: the answer's Date is far from this machine's. It
+// is nil where they agree. What is tried again helps once the clock is right.
+func ClockOff(at string, resp *http.Response) error {
+	theirs, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return nil
+	}
+	off := time.Since(theirs).Round(time.Second)
+	if off.Abs() < skew {
+		return nil
+	}
+	word := "ahead of"
+	if off < 0 {
+		word = "behind"
+	}
+	return &model.Error{Reason: "ClockSkew", Text: fmt.Sprintf("%s: %s: this node's clock is %s %s the server's: set it right (chrony, systemd-timesyncd)",
+		at, StatusText(resp), off.Abs(), word)}
+}
