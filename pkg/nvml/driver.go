@@ -23,11 +23,19 @@ type session interface {
 	Driver() gpu.Driver
 	// Count is the number of GPUs, indexed from 0. A GPU that is lost may still count.
 	Count() (int, code)
-	// GPU opens the GPU at an index and registers it for events.
+	// GPU opens the GPU at an index.
 	GPU(index int) (card, code)
+	// Listen registers the GPU at an index for events. It hears of no event of before.
+	Listen(index int) (ear, code)
+	// Close ends the session; no other call may be under way.
+	Close()
+}
+
+// ear hears the events of one GPU, and is used by one goroutine at a time. It is a set of its own for each GPU: a
+// wait fails as a whole when one GPU of the set is lost.
+type ear interface {
 	// Wait returns the next event, or errTimeout when there was none in time.
 	Wait(timeout time.Duration) (event, code)
-	// Close ends the session; no other call may be under way.
 	Close()
 }
 
@@ -48,10 +56,8 @@ type card interface {
 	Close()
 }
 
-// event is what the driver says of a GPU by itself. GPU is the index that session.GPU was called with, -1 when
-// the driver named none.
+// event is what the driver says of a GPU by itself.
 type event struct {
-	GPU  int
 	Kind eventKind
 	Code uint64 // of an XID
 }
@@ -64,18 +70,6 @@ const (
 	eventRecoveryAction // the GPU's recovery action changed
 	eventMIGChange      // instances were made or destroyed
 )
-
-func (e event) String() string {
-	switch e.Kind {
-	case eventUnavailable:
-		return "GPU unavailable"
-	case eventRecoveryAction:
-		return "recovery action"
-	case eventMIGChange:
-		return "MIG change"
-	}
-	return fmt.Sprintf("XID %d", e.Code)
-}
 
 // op is one reading of a GPU: the unit of "not supported" and of gpu.ReadError.
 type op string

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/dl"
 	gonvml "github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -56,13 +55,7 @@ func (d *cDriver) Open() (session, error) {
 		return nil, fmt.Errorf("initialise %s: %s", d.path, c.explain())
 	}
 	d.worked = true
-	s := &cSession{driver: d, handles: map[gonvml.Device]int{}}
-	if d.has("nvmlEventSetCreate") && d.has("nvmlDeviceRegisterEvents") && d.has("nvmlEventSetWait", "nvmlEventSetWait_v2") {
-		if set, c := d.api.EventSetCreate(); c == gonvml.SUCCESS {
-			s.events = set
-		}
-	}
-	return s, nil
+	return &cSession{d}, nil
 }
 
 // load opens the library and looks its symbols up. A function that the library lacks kills the process when
@@ -116,13 +109,7 @@ func (d *cDriver) replaced() bool {
 }
 
 // cSession is an initialised NVML.
-type cSession struct {
-	driver *cDriver
-	events gonvml.EventSet // nil where the driver has none
-
-	mu      sync.Mutex            // guards handles
-	handles map[gonvml.Device]int // registered for events, to their index
-}
+type cSession struct{ driver *cDriver }
 
 func (s *cSession) Driver() gpu.Driver {
 	var d gpu.Driver
@@ -155,76 +142,7 @@ func (s *cSession) GPU(index int) (card, code) {
 	if c != gonvml.SUCCESS {
 		return nil, code(c)
 	}
-	s.register(h, index)
 	return &cCard{driver: s.driver, handle: h}, success
 }
 
-// watched are the events that we can use; which of them a GPU has depends on it and on the driver.
-const watched = gonvml.EventTypeXidCriticalError | gonvml.EventTypeGpuUnavailableError |
-	gonvml.EventTypeGpuRecoveryAction | gonvml.EventMigConfigChange
-
-// register asks for the events of a GPU, once: a handle is opened anew after every failure. A GPU that has no
-// events is read all the same.
-func (s *cSession) register(h gonvml.Device, index int) {
-	if s.events == nil {
-		return
-	}
-	s.mu.Lock()
-	_, done := s.handles[h]
-	s.handles[h] = index
-	s.mu.Unlock()
-	if done {
-		return
-	}
-	types := uint64(gonvml.EventTypeXidCriticalError)
-	if s.driver.has("nvmlDeviceGetSupportedEventTypes") {
-		if all, c := h.GetSupportedEventTypes(); c == gonvml.SUCCESS {
-			types |= all & watched
-		}
-	}
-	c := h.RegisterEvents(types, s.events)
-	if c != gonvml.SUCCESS && types != gonvml.EventTypeXidCriticalError {
-		c = h.RegisterEvents(gonvml.EventTypeXidCriticalError, s.events)
-	}
-	if c != gonvml.SUCCESS {
-		s.mu.Lock()
-		delete(s.handles, h)
-		s.mu.Unlock()
-	}
-}
-
-func (s *cSession) Wait(timeout time.Duration) (event, code) {
-	if s.events == nil {
-		return event{}, errNotSupported
-	}
-	e, c := s.events.Wait(uint32(timeout.Milliseconds()))
-	if c != gonvml.SUCCESS {
-		return event{}, code(c)
-	}
-	out := event{GPU: -1}
-	switch e.EventType {
-	case gonvml.EventTypeXidCriticalError:
-		out.Code = e.EventData
-	case gonvml.EventTypeGpuUnavailableError:
-		out.Kind = eventUnavailable
-	case gonvml.EventTypeGpuRecoveryAction:
-		out.Kind = eventRecoveryAction
-	case gonvml.EventMigConfigChange:
-		out.Kind = eventMIGChange
-	default:
-		return event{}, errTimeout
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if index, known := s.handles[e.Device]; known {
-		out.GPU = index
-	}
-	return out, success
-}
-
-func (s *cSession) Close() {
-	if s.events != nil && s.driver.has("nvmlEventSetFree") {
-		s.events.Free()
-	}
-	s.driver.api.Shutdown()
-}
+func (s *cSession) Close() { s.driver.api.Shutdown() }

@@ -242,6 +242,34 @@ func TestHealthThroughTheRealLoader(t *testing.T) {
 	require.Contains(t, openFiles(t), node)
 }
 
+func TestALostGPUDelaysNoOthersEventsThroughTheRealLoader(t *testing.T) {
+	library := os.Getenv("NVML_TEST_LIBRARY")
+	if library == "" {
+		child(t, buildFake(t))
+		return
+	}
+	write := stateFile(t)
+	write("")
+	m := open(t, library)
+	await(t, m, "readings", read)
+	const sick = "gpu 1 lost=1\ngpu 2 hang=1\nxid 1 79 seq=1\n"
+	write(sick)
+	await(t, m, "a lost GPU and a hung one", func(s *gpu.Snapshot) bool {
+		return s.Devices[1].Health.Reason == gpu.Lost && s.Devices[2].Health.Reason == gpu.Hung
+	})
+	require.Equal(t, uint64(79), m.Get().Devices[1].XIDs[0].Code, "its last words are heard")
+	events := ""
+	for n := range uint64(10) {
+		events += fmt.Sprintf("xid 3 13 seq=%d\n", n+2)
+		began := time.Now()
+		write("%s", sick+events)
+		await(t, m, "an XID", func(s *gpu.Snapshot) bool { return len(s.Devices[3].XIDs) == 1 && s.Devices[3].XIDs[0].Count == n+1 })
+		require.Less(t, time.Since(began), 700*time.Millisecond, "less than the pause of the listener whose wait fails")
+	}
+	write("")
+	await(t, m, "eight healthy ones", func(s *gpu.Snapshot) bool { return s.Devices[2].Health.OK() && read(s) })
+}
+
 // openFiles are the files that this process has open.
 func openFiles(t *testing.T) []string {
 	t.Helper()

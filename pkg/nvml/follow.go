@@ -35,11 +35,9 @@ const (
 	askGap = 100 * time.Millisecond
 	// maxEarly bounds slot.early.
 	maxEarly = 64
-	// strayEvery is how often events of no known GPU are logged.
-	strayEvery = time.Minute
 )
 
-// session runs one session: it starts a reader per GPU and the listener, and publishes what they say until
+// session runs one session: it starts a reader and a listener per GPU, and publishes what they say until
 // ctx is done (nil) or the driver must be opened again (why).
 func (m *Monitor) session(ctx context.Context, s session, count int, inv *inventory) error {
 	f := &follower{Monitor: m, inv: inv, slots: make([]slot, count), recount: make(chan struct{}, 1)}
@@ -50,8 +48,8 @@ func (m *Monitor) session(ctx context.Context, s session, count int, inv *invent
 		r := newReader(i, s, m.host)
 		f.slots[i].reader = r
 		callers.Go(func() { r.run(quit, answers) })
+		callers.Go(func() { listen(s, i, r.opened, quit, notices) })
 	}
-	callers.Go(func() { listen(s, quit, notices) })
 	callers.Go(func() { countGPUs(s, m.interval, f.recount, quit, notices) })
 
 	err := f.loop(ctx, answers, notices)
@@ -85,9 +83,6 @@ type follower struct {
 	recount chan struct{} // has the GPUs counted at once
 	settled bool          // every slot was heard of: the inventory may be shown
 	dirty   bool          // something is not published yet
-
-	strays  int // events of no known GPU since strayed
-	strayed time.Time
 }
 
 func (f *follower) loop(ctx context.Context, answers <-chan answer, notices <-chan notice) error {
@@ -335,7 +330,7 @@ func (f *follower) reconcile() {
 	}
 }
 
-// hear takes over what the listener and the counter say.
+// hear takes over what the listeners and the counter say.
 func (f *follower) hear(n notice) (urgent bool, err error) {
 	switch {
 	case n.fault.driverGone():
@@ -351,12 +346,7 @@ func (f *follower) hear(n notice) (urgent bool, err error) {
 	case n.event == nil:
 		return false, nil
 	}
-	i := n.event.GPU
-	if i < 0 || i >= len(f.slots) {
-		f.stray(*n.event)
-		return false, nil
-	}
-	s := &f.slots[i]
+	s := &f.slots[n.gpu]
 	if s.gpu == nil {
 		if len(s.early) < maxEarly {
 			s.early = append(s.early, *n.event)
@@ -386,16 +376,6 @@ func (f *follower) event(s *slot, e event) (urgent bool) {
 		return false
 	}
 	return g.verdict() != before
-}
-
-// stray logs an event of no known GPU, and how many more there were, now and then.
-func (f *follower) stray(e event) {
-	f.strays++
-	if time.Since(f.strayed) < strayEvery {
-		return
-	}
-	f.log.Warn("events of no known GPU", "count", f.strays, "the last", e.String())
-	f.strays, f.strayed = 0, time.Now()
 }
 
 // say tells a person when a GPU's health is no longer what it was.

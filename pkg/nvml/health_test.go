@@ -35,7 +35,7 @@ func (c *scriptCard) persistence(on bool) {
 
 // xid has the driver report an XID.
 func (d *script) xid(gpu int, code uint64) {
-	d.events <- event{GPU: gpu, Code: code}
+	d.cards[gpu].events <- event{Code: code}
 	synctest.Wait()
 }
 
@@ -437,7 +437,7 @@ func TestIgnoredReasonsAreNotices(t *testing.T) {
 		d.cards[1].uncorrected(0)
 		pass(10 * time.Second)
 		d.cards[1].uncorrected(2)
-		d.events <- event{GPU: 2, Kind: eventUnavailable}
+		d.cards[2].events <- event{Kind: eventUnavailable}
 		pass(10 * time.Second)
 		s := m.Get()
 		require.Equal(t, 8, s.HealthyCount())
@@ -449,8 +449,8 @@ func TestIgnoredReasonsAreNotices(t *testing.T) {
 
 func TestTheDriversEvents(t *testing.T) {
 	play(t, func() *script { d := newScript(8); d.cards[1].recovery(0); return d }, func(t *testing.T, m *Monitor, d *script) {
-		d.events <- event{GPU: 0, Kind: eventUnavailable}
-		d.events <- event{GPU: 1, Kind: eventUnavailable}
+		d.cards[0].events <- event{Kind: eventUnavailable}
+		d.cards[1].events <- event{Kind: eventUnavailable}
 		synctest.Wait()
 		require.Equal(t, gpu.Unavailable, m.Get().Devices[0].Health.Reason)
 		require.Equal(t, 6, m.Get().HealthyCount())
@@ -459,7 +459,7 @@ func TestTheDriversEvents(t *testing.T) {
 		require.False(t, m.Get().Devices[0].Health.OK(), "this one cannot say so")
 
 		d.cards[1].recovery(2)
-		d.events <- event{GPU: 1, Kind: eventRecoveryAction}
+		d.cards[1].events <- event{Kind: eventRecoveryAction}
 		pass(200 * time.Millisecond)
 		require.Equal(t, gpu.RecoveryAction, m.Get().Devices[1].Health.Reason, "it was asked at once")
 	})

@@ -5,37 +5,65 @@ import "time"
 // listenFor bounds one wait for events, and so how long a stop waits for the listener.
 const listenFor = time.Second
 
-// notice is what the listener and the counter tell the loop: an event, how many GPUs there are, or that Count
-// failed.
+// notice is what the listeners and the counter tell the loop: an event of a GPU, how many GPUs there are, or that
+// Count failed.
 type notice struct {
 	event *event
+	gpu   int // index of the event's
 	count int
 	asked time.Time // when Count was
 	fault code      // of Count
 }
 
-// listen forwards events until quit is closed, or at once when the driver has none. It makes no other call
-// than the wait, which no hung GPU holds up.
-func listen(s session, quit <-chan struct{}, notices chan<- notice) {
-	for {
-		select {
-		case <-quit:
-			return
-		default:
+// listen forwards the events of one GPU until quit is closed, or at once when it has none. It begins once the GPU
+// was opened, and anew each time that it was: after a reset nothing may come by the registration of before. A GPU
+// that is lost, or hangs in the registration, holds up no other's listener.
+func listen(s session, index int, opened, quit <-chan struct{}, notices chan<- notice) {
+	select {
+	case <-opened:
+	case <-quit:
+		return
+	}
+	for !closed(quit) {
+		e, c := s.Listen(index)
+		if c == success {
+			c = forward(e, index, opened, quit, notices)
+			e.Close()
 		}
-		e, c := s.Wait(listenFor)
 		switch {
 		case c == success:
-			select {
-			case notices <- notice{event: &e}:
-			case <-quit:
-			}
-		case c == errTimeout:
 		case c.unsupported():
 			return
 		default:
-			// A lost GPU makes every wait return at once; without a pause this would be a busy loop.
+			// With a lost GPU every wait returns at once; without a pause this would be a busy loop.
 			idle(listenFor, quit)
+		}
+	}
+}
+
+// forward forwards events until quit is closed or the GPU was opened anew, and then answers success, or until the
+// wait fails.
+func forward(e ear, index int, opened, quit <-chan struct{}, notices chan<- notice) code {
+	patience := listenFor
+	for {
+		select {
+		case <-quit:
+			return success
+		case <-opened:
+			patience = 0 // what came before is not lost
+		default:
+		}
+		heard, c := e.Wait(patience)
+		switch {
+		case c == success:
+			select {
+			case notices <- notice{event: &heard, gpu: index}:
+			case <-quit:
+			}
+		case c != errTimeout:
+			return c
+		case patience == 0:
+			return success
 		}
 	}
 }
@@ -69,6 +97,15 @@ func idle(d time.Duration, quit <-chan struct{}) bool {
 	case <-t.C:
 		return true
 	case <-quit:
+		return false
+	}
+}
+
+func closed(quit <-chan struct{}) bool {
+	select {
+	case <-quit:
+		return true
+	default:
 		return false
 	}
 }

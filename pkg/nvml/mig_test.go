@@ -82,7 +82,7 @@ func TestAMIGEventIsFollowedAtOnceWhileAnotherGPUHangs(t *testing.T) {
 		})
 		pass(time.Second)
 		require.Equal(t, gpu.UUID("MIG-b"), m.Get().Devices[2].Instances[1].UUID)
-		d.events <- event{GPU: 2, Kind: eventMIGChange}
+		d.cards[2].events <- event{Kind: eventMIGChange}
 		synctest.Wait()
 		require.Equal(t, gpu.UUID("MIG-c"), m.Get().Devices[2].Instances[1].UUID)
 		d.do(func() { d.cards[7].hang = nil })

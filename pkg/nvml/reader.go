@@ -64,6 +64,7 @@ type reader struct {
 	session session
 	host    host
 	ask     chan struct{} // one slot: the loop never asks a reader that has not answered
+	opened  chan struct{} // one slot: for the GPU's listener, after each time that it was opened
 
 	card        card
 	device      gpu.Device
@@ -76,6 +77,7 @@ func newReader(index int, s session, h host) *reader {
 	return &reader{
 		index: index, session: s, host: h,
 		ask:         make(chan struct{}, 1),
+		opened:      make(chan struct{}, 1),
 		device:      gpu.Device{Index: index, Minor: -1, NUMANode: -1},
 		unsupported: map[op]bool{},
 	}
@@ -136,6 +138,12 @@ func (r *reader) identify() answer {
 	}
 	if c := r.card.Identify(&r.device); c != success {
 		return fail(opIdentify, c)
+	}
+	if fresh {
+		select {
+		case r.opened <- struct{}{}:
+		default: // it has yet to take note of the time before
+		}
 	}
 	if r.host.sysfs != "" {
 		a.binding = bindingOf(r.host.sysfs, r.device.PCIBusID)

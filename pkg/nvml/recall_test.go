@@ -22,7 +22,7 @@ func slotted(t *testing.T, k node) func() *script {
 		again := newScript(0)
 		again.cards = d.cards
 		for _, c := range d.cards {
-			c.d = again
+			c.d, c.events = again, make(chan event, 1) // a channel belongs to one bubble
 		}
 		return again
 	}

@@ -25,16 +25,17 @@ type script struct {
 	gone    code // what every call answers, when not success
 	version string
 	cards   []*scriptCard
-	events  chan event
 
-	waitFault code          // of Wait, when not success: it returns at once
-	waits     int           // calls of Wait
 	countHang chan struct{} // while not nil, Count blocks on it once it was asked a first time
 	counts    int
 }
 
 type scriptCard struct {
 	d        *script
+	events   chan event
+	deaf     code // of Listen, and of Wait, when not success: they return at once
+	waits    int  // calls of either
+	ears     int  // that are open
 	uuid     string
 	handle   code          // of session.GPU
 	fault    code          // of every call
@@ -56,9 +57,9 @@ type scriptCard struct {
 }
 
 func newScript(n int) *script {
-	d := &script{version: "550.163.01", events: make(chan event, 2000)}
+	d := &script{version: "550.163.01"}
 	for i := range n {
-		d.cards = append(d.cards, &scriptCard{d: d, uuid: fmt.Sprintf("GPU-%d", i), faults: map[op]code{}, asked: map[op]int{}, readings: map[op]func(*gpu.Stats){}})
+		d.cards = append(d.cards, &scriptCard{d: d, events: make(chan event, 2000), uuid: fmt.Sprintf("GPU-%d", i), faults: map[op]code{}, asked: map[op]int{}, readings: map[op]func(*gpu.Stats){}})
 	}
 	return d
 }
@@ -118,23 +119,50 @@ func (d *script) GPU(i int) (card, code) {
 	return c, ret
 }
 
-func (d *script) Wait(timeout time.Duration) (event, code) {
+func (d *script) Listen(i int) (ear, code) {
 	d.mu.Lock()
-	d.waits++
-	fault := d.waitFault
+	c := d.cards[i]
+	c.waits++
+	hang, ret := c.hang, max(c.deaf, c.handle, c.fault, d.gone)
 	d.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	if ret != success {
+		return nil, ret
+	}
+	d.do(func() { c.ears++ })
+	return scriptEar{c}, success
+}
+
+// scriptEar hears what was said to a card, also before there was an ear.
+type scriptEar struct{ card *scriptCard }
+
+func (e scriptEar) Wait(timeout time.Duration) (event, code) {
+	c := e.card
+	c.d.mu.Lock()
+	c.waits++
+	fault := c.deaf
+	c.d.mu.Unlock()
 	if fault != success {
 		return event{}, fault
+	}
+	select {
+	case e := <-c.events:
+		return e, success
+	default:
 	}
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
-	case e := <-d.events:
+	case e := <-c.events:
 		return e, success
 	case <-t.C:
 		return event{}, errTimeout
 	}
 }
+
+func (e scriptEar) Close() { e.card.d.do(func() { e.card.ears-- }) }
 
 func (d *script) Close() { d.do(func() { d.closes++ }) }
 
@@ -413,7 +441,7 @@ func TestAStuckInitialisationIsSaidAndWaitedFor(t *testing.T) {
 
 func TestALostDriverKeepsTheInventoryAndIsOpenedAgain(t *testing.T) {
 	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
-		d.events <- event{GPU: 1, Code: 79}
+		d.cards[1].events <- event{Code: 79}
 		synctest.Wait()
 		require.Equal(t, gpu.XID, m.Get().Devices[1].Health.Reason)
 		d.do(func() { d.gone, d.openErr = errDriverNotLoaded, errors.New("driver unloaded") })
@@ -471,7 +499,7 @@ func TestAGPUThatNeverSaidWhoItIsIsCounted(t *testing.T) {
 func TestAnXIDStormIsCountedAndFewSnapshots(t *testing.T) {
 	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
 		for range 1000 {
-			d.events <- event{GPU: 4, Code: 13}
+			d.cards[4].events <- event{Code: 13}
 		}
 		snapshots, stop := 0, time.After(time.Second)
 		for range 1000 {
@@ -494,14 +522,13 @@ func TestAnXIDStormIsCountedAndFewSnapshots(t *testing.T) {
 
 func TestXIDsAreJudgedByTheCatalog(t *testing.T) {
 	play(t, eight, func(t *testing.T, m *Monitor, d *script) {
-		d.events <- event{GPU: 4, Code: 119}
+		d.cards[4].events <- event{Code: 119}
 		synctest.Wait()
 		h := m.Get().Devices[4].Health
 		require.Equal(t, gpu.Health{Reason: gpu.XID, Text: "XID 119 (GSP_RPC_TIMEOUT)", Needs: gpu.ResetGPU, Since: h.Since}, h)
 		require.NotNil(t, m.Get().Devices[4].Stats, "it is still read")
-		d.events <- event{GPU: 4, Code: 79}
-		d.events <- event{GPU: 4, Code: 119}
-		d.events <- event{GPU: -1, Code: 79}
+		d.cards[4].events <- event{Code: 79}
+		d.cards[4].events <- event{Code: 119}
 		pass(time.Minute)
 		after := m.Get().Devices[4].Health
 		require.Equal(t, gpu.RebootNode, after.Needs, "the worst counts")

@@ -79,7 +79,7 @@ func (s simSession) Count() (int, code) { return s.count, success }
 
 func (s simSession) GPU(i int) (card, code) { return simCard{s, i}, success }
 
-func (s simSession) Wait(time.Duration) (event, code) { return event{}, errNotSupported }
+func (s simSession) Listen(int) (ear, code) { return nil, errNotSupported }
 
 func (s simSession) Close() {}
 

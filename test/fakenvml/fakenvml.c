@@ -507,7 +507,8 @@ EXPORT ret nvmlDeviceGetFieldValues(device d, int n, field_value *v) {
 }
 
 typedef struct {
-  u64 last, types; // events up to this sequence number are known
+  u64 last;             // events up to this sequence number are known
+  u64 types[MAX_GPUS];  // registered; 0 for a GPU that is not in the set
   int files;       // inotify of the file's folder; -1 where it cannot be watched
 } event_set;
 // watch_files makes a wait for events cost nothing, as a driver's does.
@@ -531,7 +532,7 @@ EXPORT ret nvmlEventSetCreate(event_set **set) {
   ret r = copy(&s);
   if (r) return r;
   *set = malloc(sizeof **set);
-  (*set)->types = 0;
+  memset((*set)->types, 0, sizeof (*set)->types);
   (*set)->files = watch_files();
   (*set)->last = newest(&s); // like the real one, it tells nothing of what was before it
   return SUCCESS;
@@ -544,7 +545,7 @@ EXPORT ret nvmlEventSetFree(event_set *set) {
 EXPORT ret nvmlDeviceRegisterEvents(device d, u64 types, event_set *set) {
   LOOK;
   pthread_mutex_lock(&mu);
-  set->types |= types;
+  set->types[d->index] |= types;
   pthread_mutex_unlock(&mu);
   return SUCCESS;
 }
@@ -564,12 +565,14 @@ EXPORT ret nvmlEventSetWait_v2(event_set *set, event_data *e, unsigned ms) {
     if (r) return r;
     const struct xid *next = NULL;
     for (int i = 0; i < s.xids; i++)
-      if (s.xid[i].seq > set->last && s.xid[i].type & set->types && (!next || s.xid[i].seq < next->seq)) next = &s.xid[i];
+      if (s.xid[i].seq > set->last && s.xid[i].type & set->types[s.xid[i].gpu] && (!next || s.xid[i].seq < next->seq)) next = &s.xid[i];
     if (next) {
       set->last = next->seq;
       *e = (event_data){&handles[next->gpu], next->type, next->code, 0xffffffff, 0xffffffff};
       return SUCCESS;
     }
+    for (int i = 0; i < MAX_GPUS; i++) // a lost GPU fails the waits for all GPUs of its set, at once
+      if (set->types[i] && s.gpu[i].lost > 0) return GPU_IS_LOST;
     clock_gettime(CLOCK_MONOTONIC, &now);
     long left = (long)ms - (now.tv_sec - start.tv_sec) * 1000 - (now.tv_nsec - start.tv_nsec) / 1000000;
     if (left <= 0) return TIMEOUT;
