@@ -344,6 +344,7 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 			return nil, nil, false
 		}
 		cfg := config(root)
+		cfg.Streams = 1 // of several, the first range may come last, and then no journal has had anything to hash
 		var dead atomic.Bool
 		cfg.disk.Fault = func(string, string) error {
 			if dead.Load() {
@@ -364,9 +365,9 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 		s := c.models["a"]
 		require.NotNil(t, s)
 		kept := s.job.got.Load()
-		require.GreaterOrEqual(t, kept, int64((30-2*saveEvery)*64<<10))
+		require.Equal(t, int64((30-30%saveEvery)*64<<10), kept)
 		require.Equal(t, kept, s.job.slots[0].bytes())
-		require.Positive(t, s.job.slots[0].hashed)
+		require.Equal(t, kept, s.job.slots[0].hashed, "nor is what is kept hashed again")
 		c.Want([]model.Spec{spec("a", "a")})
 		stop = run(t, c)
 		ready(t, c, "a")
