@@ -70,6 +70,7 @@ func (a *agent) openCache(ctx context.Context) (*cache.Cache, error) {
 	for {
 		opened, err := cache.Open(cache.Config{
 			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
+			Scrub:      cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
 			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
 		}, a.sources)
 		if !errors.Is(err, durable.ErrLocked) {

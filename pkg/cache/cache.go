@@ -50,6 +50,7 @@ type Cache struct {
 	failures map[string]int64       // by reason
 	evicted  int64
 	pods     []model.Use // what runs on this node with a model
+	scrubbed model.Scrub
 }
 
 // entry is one model: what is asked for and what is there.
@@ -146,6 +147,7 @@ func (c *Cache) publish() {
 		Time: time.Now(), Root: c.cfg.Root, Limit: c.limit,
 		Fetched: c.fetched.Load(), Evicted: c.evicted, Failures: maps.Clone(c.failures),
 	}
+	inv.Scrub = c.scrubbed
 	inv.Used, inv.Reserved = c.ledger()
 	for _, e := range c.models {
 		if e.asked() || e.visible != nil || e.removing || len(e.old) > 0 {

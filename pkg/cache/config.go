@@ -33,6 +33,7 @@ type Config struct {
 	// Refresh is how often the origin of a model that Pull asked for is looked at again, if what it names
 	// can move; 0 is never. Models of the config have it in their Spec.
 	Refresh time.Duration
+	Scrub   Scrub
 
 	disk  durable.Disk          // tests inject faults
 	opens func() (opens, error) // tests say what was opened; nil for the real one
@@ -56,6 +57,12 @@ func (cfg *Config) check() error {
 	}
 	if cfg.Keep < 0 || cfg.Refresh < 0 {
 		return fmt.Errorf("cache keep %d, refresh %s: want 0 or more", cfg.Keep, cfg.Refresh)
+	}
+	if cfg.Scrub.Every < 0 || cfg.Scrub.Rate < 0 {
+		return fmt.Errorf("cache scrub every %s, %d bytes a second: want 0 or more", cfg.Scrub.Every, cfg.Scrub.Rate)
+	}
+	if cfg.Scrub.Rate == 0 {
+		cfg.Scrub.Rate = DefaultScrubRate
 	}
 	if cfg.RangeSize > 0 && cfg.RangeSize < minRangeSize {
 		return fmt.Errorf("cache range size %d: want at least %d bytes", cfg.RangeSize, minRangeSize)

@@ -305,6 +305,9 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 			return nil, c.same(e, ref, m.Hub)
 		}
 	}
+	if j != nil {
+		m.Files = trust(m.Files, j.plan.Manifest.Files) // it may be what is left of a model that was damaged
+	}
 	if j != nil && j.plan.Manifest.Revision == m.Revision && slices.Equal(j.plan.Manifest.Files, m.Files) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -314,6 +317,11 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 	if err := c.dropPartial(e); err != nil {
 		return nil, err
 	}
+	return c.layOut(e, ref, m)
+}
+
+// layOut makes a new job of m, with what is here as blobs.
+func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) {
 	// Before anything is laid out: an origin may claim any size.
 	if size := content(m.Files); size > c.limit {
 		return nil, &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
@@ -322,7 +330,7 @@ func (c *Cache) prepare(e *entry, ref model.Ref, m model.Manifest) (*job, error)
 	c.links.Lock()
 	defer c.links.Unlock()
 	dir := c.at.partial(e.name)
-	j = newJob(c.disk, dir, plan{Ref: fingerprint(ref), Step: c.cfg.RangeSize, Manifest: m})
+	j := newJob(c.disk, dir, plan{Ref: fingerprint(ref), Step: c.cfg.RangeSize, Manifest: m})
 	if err := c.disk.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}

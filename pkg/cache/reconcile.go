@@ -28,6 +28,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	defer group.Wait()
 	c.shrink(ctx)
 	group.Go(func() { c.observe(ctx) })
+	group.Go(func() { c.scrub(ctx) })
 	for ctx.Err() == nil {
 		c.sweep()
 		c.prune()

@@ -279,7 +279,12 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 		errs = append(errs, c.dropOld(e, r))
 	}
 	for _, e := range shown {
-		errs = append(errs, c.withdraw(ctx, e))
+		errs = append(errs, c.withdraw(ctx, e, true))
+	}
+	c.links.Lock()
+	defer c.links.Unlock()
+	for d := range bad {
+		errs = append(errs, c.dropOrphan(d)) // that nothing held
 	}
 	return errors.Join(errs...)
 }

@@ -228,7 +228,7 @@ func (c *Cache) evict(ctx context.Context, v victim) error {
 		return err
 	}
 	c.log.Info("evicting a model", "model", e.name, "lastUse", e.lastUse())
-	if err := c.withdraw(ctx, e); err != nil {
+	if err := c.withdraw(ctx, e, false); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -239,7 +239,8 @@ func (c *Cache) evict(ctx context.Context, v victim) error {
 
 // withdraw takes a model out of sight and off the disk: first the inventory says Removing, then whoever
 // promised the model to others takes that back, then the directory goes in one step, then the content.
-func (c *Cache) withdraw(ctx context.Context, e *entry) error {
+// What is left of a damaged model goes back into a download, where it is asked for.
+func (c *Cache) withdraw(ctx context.Context, e *entry, damaged bool) error {
 	c.mu.Lock()
 	r := e.visible
 	if r == nil || e.removing {
@@ -249,7 +250,11 @@ func (c *Cache) withdraw(ctx context.Context, e *entry) error {
 	e.removing = true
 	c.publish()
 	c.mu.Unlock()
-	err := c.erase(ctx, e, r)
+	var err error
+	if damaged {
+		err = c.salvage(ctx, e, r)
+	}
+	err = errors.Join(err, c.erase(ctx, e, r))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.removing = false
@@ -258,6 +263,33 @@ func (c *Cache) withdraw(ctx context.Context, e *entry) error {
 		c.roomChanged()
 	}
 	c.changed()
+	return err
+}
+
+// salvage makes what is sound of r a partial download, so that the rest alone is fetched again. c.blobs lacks
+// what is not. e is being removed, so that no worker begins.
+func (c *Cache) salvage(ctx context.Context, e *entry, r *record) error {
+	c.mu.Lock()
+	busy := e.busy
+	e.restart()
+	c.mu.Unlock()
+	if busy != nil {
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := c.dropPartial(e); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	asked, ref := e.asked(), e.ref()
+	c.mu.Unlock()
+	if !asked {
+		return nil
+	}
+	_, err := c.layOut(e, ref, model.Manifest{Revision: r.Revision, Files: r.named(), Hub: r.Hub})
 	return err
 }
 
@@ -370,5 +402,5 @@ func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 			return err
 		}
 	}
-	return c.withdraw(ctx, e) // a partial download goes with the next sweep
+	return c.withdraw(ctx, e, false) // a partial download goes with the next sweep
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
@@ -193,8 +194,15 @@ type Cache struct {
 	// Of models whose source can move.
 	Refresh Duration `yaml:"refresh"` // 0: never
 	Keep    int      `yaml:"keep"`    // old revisions of each model
+	Scrub   Scrub    `yaml:"scrub"`
 	Models  []Model  `yaml:"models"`
 	Sources Sources  `yaml:"sources"`
+}
+
+// Scrub is how the cache's content is read again.
+type Scrub struct {
+	Interval Duration `yaml:"interval"` // 0: never
+	Rate     Bytes    `yaml:"rate"`     // a second
 }
 
 // Model is one model that the node should hold.
@@ -249,6 +257,7 @@ func Default() Config {
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
+			Scrub: Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
@@ -399,6 +408,12 @@ func (c *Cache) check(f *file) {
 	f.refresh("cache.refresh", c.Refresh)
 	if c.Keep < 0 || c.Keep > 100 {
 		f.wrong("cache.keep", "want 0 to 100 old revisions, got %d", c.Keep)
+	}
+	if d := time.Duration(c.Scrub.Interval); d != 0 && d < time.Hour {
+		f.wrong("cache.scrub.interval", "want 0s (never) or at least 1h, got %s", c.Scrub.Interval)
+	}
+	if c.Scrub.Rate < 1<<20 {
+		f.wrong("cache.scrub.rate", "want at least 1Mi (a second), got %d bytes", c.Scrub.Rate)
 	}
 	c.Sources.check(f)
 	seen := map[string]int{}

@@ -37,7 +37,7 @@ nvml: {interval: 1s, simulate: {gpu: H100, count: 8, mig: [{gpus: [0, 3], profil
 cache:
   limit: 500Gi
   models:
-  - {name: a, source: "s3://bucket/prefix", pinned: true}
+  - {name: a, source: "s3://bucket/prefix", pinned: true, refresh: 0s}
   - {name: b, source: "https://host/b.bin#sha256=`+strings.Repeat("ab", 32)+`"}
 `))
 	require.NoError(t, err)
@@ -51,6 +51,7 @@ cache:
 	require.Len(t, specs, 2)
 	require.Equal(t, "s3://bucket/prefix", specs[0].Source.String())
 	require.True(t, specs[0].Pinned)
+	require.Equal(t, []time.Duration{0, 6 * time.Hour}, []time.Duration{specs[0].Refresh, specs[1].Refresh})
 	require.EqualValues(t, strings.Repeat("ab", 32), specs[1].Source.Digest)
 }
 
@@ -125,6 +126,11 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"file sink":        {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
 		"relative root":    {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
 		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, oci, hf, file, gs, az, got "ftp"`},
+		"refresh":          {head + "cache: {refresh: 30s}\n", "c.yaml:3: cache.refresh: want 0s (never) or at least 1m, got 30s"},
+		"model's refresh":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, refresh: -1h}\n", "c.yaml:5: cache.models[0].refresh: want 0s (never) or at least 1m, got -1h0m0s"},
+		"keep":             {head + "cache: {keep: -1}\n", "c.yaml:3: cache.keep: want 0 to 100 old revisions, got -1"},
+		"scrub often":      {head + "cache: {scrub: {interval: 1m}}\n", "c.yaml:3: cache.scrub.interval: want 0s (never) or at least 1h, got 1m0s"},
+		"scrub slowly":     {head + "cache: {scrub: {rate: 1Ki}}\n", "c.yaml:3: cache.scrub.rate: want at least 1Mi (a second), got 1024 bytes"},
 		"credentials":      {head + "cache:\n  models:\n  - name: a\n    source: https://user:secret@h/f\n", "c.yaml:6: cache.models[0].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
 		"model name":       {head + "cache:\n  models:\n  - name: Org/Model\n    source: s3://b/p\n", `c.yaml:5: cache.models[0].name: model name "Org/Model": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
 		"two of one name":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n", `c.yaml:6: cache.models[1].name: "a" is also the name of cache.models[0]: names must differ`},

@@ -27,6 +27,20 @@ func cacheFamilies() []family[*node] {
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Fetched)) })},
 		{name: "model_cache_evictions_total", kind: counter, unit: "1", help: "Models removed to make room since the agent started.",
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Evicted)) })},
+		{name: "model_cache_scrub_bytes_total", kind: counter, unit: "bytes", help: "Bytes that the scrub has read again since the agent started.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Scrub.Bytes)) })},
+		{name: "model_cache_scrub_damaged_total", kind: counter, unit: "1", help: "Files that the scrub has found damaged on the disk since the agent started. They are withdrawn and fetched again.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Scrub.Damaged)) })},
+		{name: "model_cache_scrub_last_pass_timestamp_seconds", kind: gauge, unit: "unix time", help: "When the scrub last came to the end of all content. Absent before the first time.",
+			read: cache(func(inv *model.Inventory, to emit) {
+				if !inv.Scrub.Ended.IsZero() {
+					to(float64(inv.Scrub.Ended.Unix()))
+				}
+			})},
+		{name: "model_cache_old_revisions", kind: gauge, unit: "1", labels: []string{"model"}, help: "Earlier revisions of the model that are here still.",
+			read: models(func(m model.Status, to emit) { to(float64(len(m.Old)), m.Name) })},
+		{name: "model_cache_held", kind: gauge, unit: "0 or 1", labels: []string{"model"}, help: "1 if a rollback keeps the model at a revision, whatever its origin has.",
+			read: models(func(m model.Status, to emit) { to(oneIf(m.Held != ""), m.Name) })},
 		{name: "model_cache_failures_total", kind: counter, unit: "1", labels: []string{"reason"}, help: "Failures to bring a model in since the agent started.",
 			read: cache(func(inv *model.Inventory, to emit) {
 				for reason, count := range inv.Failures {

@@ -318,6 +318,14 @@ type Inventory struct {
 	Fetched  int64            `json:"fetched"`            // bytes from origins
 	Evicted  int64            `json:"evicted"`            // models
 	Failures map[string]int64 `json:"failures,omitempty"` // by Reason
+	Scrub    Scrub            `json:"scrub"`
+}
+
+// Scrub is the reading again of all content, to find what the disk has lost.
+type Scrub struct {
+	Bytes   int64     `json:"bytes"`          // read since the agent started
+	Damaged int64     `json:"damaged"`        // files found damaged since then
+	Ended   time.Time `json:"ended,omitzero"` // of the last pass that came to its end; zero: none yet
 }
 
 // Model returns the status of the named model, or nil.
