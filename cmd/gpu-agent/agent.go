@@ -1,13 +1,10 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -17,61 +14,44 @@ import (
 	"github.com/gpu-agent/gpu-agent/internal/supervise"
 	"github.com/gpu-agent/gpu-agent/internal/watch"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/az"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
-	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
-	"github.com/gpu-agent/gpu-agent/pkg/cdi"
-	"github.com/gpu-agent/gpu-agent/pkg/condition"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
-	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin"
 	"github.com/gpu-agent/gpu-agent/pkg/exporter"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/kube"
-	"github.com/gpu-agent/gpu-agent/pkg/labels"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
-	"github.com/gpu-agent/gpu-agent/pkg/mps"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
 	"github.com/gpu-agent/gpu-agent/pkg/ready"
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
-// agent is the whole wiring of one configuration. Building one starts nothing.
+// agent is what outlives an edit of the configuration: values that the parts publish and watch. The parts
+// themselves are in wiring. Building one starts nothing.
 type agent struct {
-	config  config.Config
 	file    string
 	log     *slog.Logger
+	logging *logging
 	started time.Time
 
-	monitor *nvml.Monitor
-	gate    *ready.Gate                  // what everything but the monitor sees of the GPUs
-	specs   *cdi.Writer                  // nil: off
-	daemons *mps.Daemons                 // nil: nothing is shared by MPS
-	policy  watch.Value[resource.Policy] // in force; an edit sets another
-	choice  watch.Value[string]          // of NVIDIA's files, by the node's label; "" is none
-	offered config.DevicePlugin          // that policy was made of; used by runEdition alone
-	plugin  *deviceplugin.Plugin         // nil: off
-	dra     *kube.DRA                    // nil: off
-	owners  *kube.Owners                 // nil: off
-	node    *kube.Node                   // nil: labels do not go to the API server
-	sink    labels.Sink                  // nil: off
-	pages   *exporter.Collector
-	sources map[string]cache.Source
+	wired     atomic.Pointer[wiring]       // the parts in force; set by newAgent and by edit alone
+	gate      *ready.Gate                  // what everything but the monitor sees of the GPUs
+	policy    watch.Value[resource.Policy] // in force; an edit sets another
+	choice    watch.Value[string]          // of NVIDIA's files, by the node's label; "" is none
+	elsewhere watch.Value[string]          // why somebody else offers the GPUs; "" is that nobody does
 
 	cache     atomic.Pointer[cache.Cache]    // nil: off, or not open yet
 	cacheHeld time.Time                      // since when another agent holds it; used by runCache alone
 	inventory watch.Value[*model.Inventory]  // nil: the cache is not open
 	promised  watch.Value[*model.Inventory]  // what labels may promise; nil: not known yet
 	applied   watch.Value[map[string]string] // labels as last applied; nil before
-	group     atomic.Pointer[supervise.Group]
+	group     *supervise.Group               // set by run, before there is a part
 
 	mu        sync.Mutex
 	models    []model.Spec // wanted by the configuration in force
 	configErr error        // of the newest file, when it is not in force
 }
+
+// now is the parts in force.
+func (a *agent) now() *wiring { return a.wired.Load() }
 
 func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 	n := nvml.Config{
@@ -88,196 +68,26 @@ func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 	return n
 }
 
-func newAgent(c config.Config, file string, log *slog.Logger) (*agent, error) {
-	a := &agent{config: c, file: file, log: log, started: time.Now(), models: c.Cache.Specs()}
-	var err error
-	if a.monitor, err = nvml.New(nvmlConfig(c, log.With("part", "nvml"))); err != nil {
-		return nil, usageError{err}
+func newAgent(c config.Config, file string, log *logging) (*agent, error) {
+	a := &agent{file: file, started: time.Now(), models: c.Cache.Specs(), logging: log, log: slog.New(log)}
+	w, err := a.wire(c)
+	if err != nil {
+		return nil, err
 	}
 	policy, err := resource.NewPolicy(c.Policy())
 	if err != nil {
 		return nil, usageError{fmt.Errorf("devicePlugin: %w", err)}
 	}
+	if w.dra != nil {
+		a.elsewhere.Set(kube.AskingDRA)
+	}
 	a.policy.Set(policy)
-	a.offered = c.DevicePlugin
-	if err := a.buildGate(); err != nil {
-		return nil, err
-	}
-	door := kube.Config{
-		NodeName: c.NodeName, Kubeconfig: c.Labels.Kubeconfig, PodResourcesSocket: c.PodResources.Socket,
-		PodResourcesInterval: time.Duration(c.PodResources.Interval), Log: log.With("part", "kube"),
-		Ours: func(name string) bool { return a.policy.Get().Ours(name) },
-	}
-	if c.PodResources.Enabled {
-		a.owners = kube.NewOwners(door)
-	}
-	switch c.Labels.Sink {
-	case "node":
-		if a.node, err = kube.NewNode(door); err != nil {
-			return nil, usageError{fmt.Errorf("labels.sink is node, but the API server cannot be reached: %w; set labels.sink to file or none where there is no cluster", err)}
-		}
-		a.sink = a.node
-	case "file":
-		a.sink = labels.FileSink{Path: c.Labels.File}
-	}
-	if c.Allocation == config.AllocateByPlugin {
-		a.buildPlugin()
-	}
-	if err := a.buildSources(); err != nil {
-		return nil, err
-	}
-	return a, a.buildExporter()
-}
-
-func (a *agent) buildPlugin() {
-	plugin := deviceplugin.Config{Dir: a.config.DevicePlugin.KubeletDir, Log: a.log.With("part", "deviceplugin")}
-	if a.owners != nil {
-		plugin.Allocated = a.owners.Poke
-	}
-	if a.node != nil {
-		a.dra = kube.NewDRA(a.node)
-		plugin.Elsewhere = a.dra
-	}
-	a.plugin = deviceplugin.New(plugin, &a.policy, a.gate)
-}
-
-func (a *agent) buildSources() error {
-	c := a.config.Cache.Sources
-	web, err := httpsource.New(httpsource.Config{
-		CAFile: c.HTTP.CAFile, TokenFile: c.HTTP.TokenFile, Hosts: c.HTTP.TokenHosts,
-		AllowPlain: c.HTTP.AllowPlain, UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
-	})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.http: %w", err)}
-	}
-	bucket, err := s3.New(s3.Config{
-		Endpoint: c.S3.Endpoint, Region: c.S3.Region, PathStyle: c.S3.PathStyle, Anonymous: c.S3.Anonymous,
-		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Streams: a.config.Cache.Streams,
-	})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.s3: %w", err)}
-	}
-	registry, err := oci.New(oci.Config{
-		CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, PlainHosts: c.OCI.PlainHosts,
-		UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
-	})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.oci: %w", err)}
-	}
-	hub, err := hf.New(hf.Config{
-		Endpoint: c.HF.Endpoint, Mirrors: c.HF.Mirrors, TokenFile: c.HF.TokenFile, CAFile: c.HF.CAFile,
-		AllowPickle: c.HF.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
-	})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.hf: %w", err)}
-	}
-	local, err := file.New(file.Config{Roots: c.File.Roots})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.file: %w", err)}
-	}
-	google, err := gs.New(gs.Config{
-		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile,
-		UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
-	})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.gs: %w", err)}
-	}
-	azure, err := az.New(az.Config{
-		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile,
-		UserAgent: "gpu-agent/" + version, Streams: a.config.Cache.Streams,
-	})
-	if err != nil {
-		return usageError{fmt.Errorf("cache.sources.az: %w", err)}
-	}
-	a.sources = map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google, "az": azure}
-	return nil
-}
-
-func (a *agent) buildExporter() (err error) {
-	sources := exporter.Sources{Snapshot: a.gate.Get, Tasks: a.tasksUp}
-	if a.owners != nil {
-		sources.Owners = a.owners.Owners
-	}
-	if a.plugin != nil {
-		sources.Plugin = a.pluginStatus
-	}
-	if a.config.Cache.Enabled {
-		sources.Inventory = a.inventory.Get
-	}
-	a.pages, err = exporter.New(exporter.Config{
-		Schemas: a.config.Exporter.Schemas, Hostname: a.config.NodeName, Version: version,
-		XIDHold: time.Duration(a.config.Exporter.XIDHold), Log: a.log.With("part", "exporter"),
-	}, sources)
-	return err
-}
-
-// run supervises every part until ctx is done.
-func (a *agent) run(ctx context.Context) error {
-	g := supervise.New(ctx, a.log)
-	a.group.Store(g)
-	a.log.Info("gpu-agent", "version", version, "node", a.config.NodeName, "simulated", a.config.NVML.Simulate.On())
-
-	g.Must("nvml", a.monitor.Run)
-	g.Must("ready", a.gate.Run)
-	if a.specs != nil {
-		g.Keep("cdi", a.specs.Run)
-	}
-	if a.daemons != nil {
-		g.Keep("mps", a.daemons.Run)
-	}
-	if a.plugin != nil {
-		g.Must("deviceplugin", a.plugin.Run)
-	}
-	if a.dra != nil {
-		g.Keep("dra", a.dra.Run)
-	}
-	if a.config.Labels.StartupTaint {
-		g.Keep("taint", a.runTaint)
-	}
-	if a.config.DevicePlugin.NVIDIAConfigDir != "" {
-		g.Keep("choice", a.runChoice)
-	}
-	if a.config.Cache.Enabled {
-		g.Keep("cache", a.runCache)
-	}
-	if a.owners != nil {
-		g.Keep("pods", a.owners.Run)
-	}
-	if a.sink != nil {
-		g.Keep("labels", a.runLabels)
-	}
-	if a.node != nil {
-		g.Keep("condition", a.runCondition)
-	}
-	g.Keep("http", a.runHTTP)
-	g.Keep("socket", a.runSocket)
-	return g.Wait()
+	a.wired.Store(w)
+	return a, nil
 }
 
 // offers is what the policy in force makes of a snapshot.
 func (a *agent) offers(s *gpu.Snapshot) []resource.Offer { return a.policy.Get().Offers(s) }
-
-// offer puts an edit of what is offered into force, without a moment in which the kubelet has no list.
-func (a *agent) offer(c config.Config) error {
-	if reflect.DeepEqual(a.offered, c.DevicePlugin) {
-		return nil
-	}
-	policy, err := resource.NewPolicy(c.Policy())
-	if err != nil {
-		return fmt.Errorf("devicePlugin: %w", err)
-	}
-	for _, note := range c.Notes {
-		a.log.Info("configuration", "note", note)
-	}
-	a.log.Info("configuration changed: what is offered to the kubelet")
-	a.offered = c.DevicePlugin
-	a.policy.Set(policy)
-	if a.daemons != nil {
-		a.daemons.Poke()
-	}
-	a.gate.Poke()
-	return nil
-}
 
 // want tells the cache of an edited list of models.
 func (a *agent) want(models []model.Spec) {
@@ -293,31 +103,6 @@ func (a *agent) want(models []model.Spec) {
 	a.log.Info("configuration changed: models", "count", len(a.models))
 }
 
-func (a *agent) runLabels(ctx context.Context) error {
-	var inventories labels.Inventories
-	if a.config.Cache.Enabled {
-		inventories = &a.promised
-	}
-	return labels.Run(ctx, labels.Config{
-		Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
-	}, a.gate, inventories, &a.policy, a.sink)
-}
-
-func (a *agent) runCondition(ctx context.Context) error {
-	return condition.Run(ctx, condition.Config{
-		Condition: a.config.Labels.Condition, Events: a.config.Labels.Events, Log: a.log.With("part", "condition"),
-	}, a.gate, a.node)
-}
-
-func (a *agent) runHTTP(ctx context.Context) error {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.HTTP.Listen)
-	if err != nil {
-		return fmt.Errorf("http.listen: %w", err)
-	}
-	a.log.Info("listening", "address", l.Addr().String())
-	return serve(ctx, l, a.web(a.pages.Handler()), a.config.HTTP.WebConfigFile, a.log)
-}
-
 func (a *agent) configError(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -325,10 +110,10 @@ func (a *agent) configError(err error) {
 }
 
 func (a *agent) tasks() map[string]supervise.Task {
-	if g := a.group.Load(); g != nil {
-		return g.Status()
+	if a.group == nil {
+		return nil
 	}
-	return nil
+	return a.group.Status()
 }
 
 func (a *agent) tasksUp() map[string]bool {
@@ -342,7 +127,11 @@ func (a *agent) tasksUp() map[string]bool {
 // pluginStatus has a row for each resource that is offered or registered. Before there is any, the one that
 // the node should have is not registered.
 func (a *agent) pluginStatus() exporter.PluginStatus {
-	s := a.plugin.Status()
+	plugin := a.now().plugin
+	if plugin == nil {
+		return exporter.PluginStatus{} // it was just switched off
+	}
+	s := plugin.Status()
 	rows := map[string]exporter.ResourceStatus{}
 	for _, e := range s.Endpoints {
 		rows[e.Resource] = exporter.ResourceStatus{Resource: e.Resource, Registered: true}
@@ -363,12 +152,20 @@ func (a *agent) pluginStatus() exporter.PluginStatus {
 	return exporter.PluginStatus{Allocations: s.Allocations, ModelsMounts: s.ModelsMounts, Resources: slices.Collect(maps.Values(rows))}
 }
 
+// owners is which pod holds which GPU, as far as the kubelet says it.
+func (a *agent) owners() (map[gpu.UUID][]resource.Owner, bool) {
+	if owners := a.now().owners; owners != nil {
+		return owners.Owners()
+	}
+	return nil, false // it was just switched off
+}
+
 // state is everything that there is to show.
 func (a *agent) state() *state {
-	snapshot := a.gate.Get()
+	snapshot, now := a.gate.Get(), a.now()
 	s := &state{
-		Version: version, Node: a.config.NodeName, Started: a.started, Tasks: a.tasks(),
-		Allocation: a.config.Allocation,
+		Version: version, Node: now.config.NodeName, Started: a.started, Tasks: a.tasks(),
+		Allocation: now.config.Allocation,
 		Snapshot:   snapshot, Offers: a.offers(snapshot), Problems: a.policy.Get().Problems(snapshot), Cache: a.cached(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
 	}
@@ -387,19 +184,19 @@ func (a *agent) state() *state {
 		s.Config.Error = strings.ReplaceAll(a.configErr.Error(), "\n", "; ")
 	}
 	a.mu.Unlock()
-	if a.specs != nil {
-		if err := a.specs.Err(); err != nil {
+	if now.specs != nil {
+		if err := now.specs.Err(); err != nil {
 			s.CDIError = err.Error()
 		}
 	}
-	if a.owners != nil {
-		s.Owners, s.PodsKnown = a.owners.Owners()
+	if now.owners != nil {
+		s.Owners, s.PodsKnown = now.owners.Owners()
 	}
-	if a.node != nil {
-		s.Foreign = a.node.Foreign()
+	if now.node != nil {
+		s.Foreign = now.node.Foreign()
 	}
-	if a.plugin != nil {
-		st := a.plugin.Status()
+	if now.plugin != nil {
+		st := now.plugin.Status()
 		p := &pluginState{Registered: st.Registered, Allocations: st.Allocations}
 		if st.Err != nil {
 			p.Error = st.Err.Error()

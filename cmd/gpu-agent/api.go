@@ -86,7 +86,7 @@ func (a *agent) model(do func(context.Context, *cache.Cache, *http.Request) (any
 }
 
 func (a *agent) noCache() string {
-	if !a.config.Cache.Enabled {
+	if !a.now().config.Cache.Enabled {
 		return "the model cache is off: set cache.enabled"
 	}
 	if task := a.tasks()["cache"]; task.Error != "" {
@@ -98,10 +98,10 @@ func (a *agent) noCache() string {
 // cached is the newest inventory. While the cache is not open it names what the configuration asks for,
 // each with what keeps the cache; nil where it is off.
 func (a *agent) cached() *model.Inventory {
-	if inv := a.inventory.Get(); inv != nil || !a.config.Cache.Enabled {
+	if inv := a.inventory.Get(); inv != nil || !a.now().config.Cache.Enabled {
 		return inv
 	}
-	inv := &model.Inventory{Time: time.Now(), Root: a.config.Cache.Root, Limit: int64(a.config.Cache.Limit), Models: []model.Status{}}
+	inv := &model.Inventory{Time: time.Now(), Root: a.now().config.Cache.Root, Limit: int64(a.now().config.Cache.Limit), Models: []model.Status{}}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.models {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/labels"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -20,8 +21,8 @@ const (
 )
 
 // runCache opens the cache and runs it. A root that cannot be opened is this task's failure alone.
-func (a *agent) runCache(ctx context.Context) error {
-	opened, err := a.openCache(ctx)
+func (a *agent) runCache(ctx context.Context, c config.Cache, sources map[string]cache.Source) error {
+	opened, err := a.openCache(ctx, c, sources)
 	if err != nil {
 		if ctx.Err() == nil {
 			a.promised.Set(&model.Inventory{}) // what cannot be opened is not promised
@@ -65,14 +66,13 @@ func (a *agent) runCache(ctx context.Context) error {
 }
 
 // openCache waits for an agent that holds the cache and is about to go.
-func (a *agent) openCache(ctx context.Context) (*cache.Cache, error) {
-	c := a.config.Cache
+func (a *agent) openCache(ctx context.Context, c config.Cache, sources map[string]cache.Source) (*cache.Cache, error) {
 	for {
 		opened, err := cache.Open(cache.Config{
 			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
 			Scrub:      cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
 			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
-		}, a.sources)
+		}, sources)
 		if !errors.Is(err, durable.ErrLocked) {
 			a.cacheHeld = time.Time{}
 			return opened, err
@@ -98,7 +98,7 @@ const unlabelPatience = 30 * time.Second
 
 // unlabelled waits until the node no longer promises the named model.
 func (a *agent) unlabelled(ctx context.Context, name string) error {
-	if a.sink == nil {
+	if a.now().sink == nil {
 		return nil
 	}
 	patience := time.After(unlabelPatience)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/config"
+	"github.com/gpu-agent/gpu-agent/pkg/kube"
 )
 
 const (
@@ -17,28 +18,28 @@ const (
 // firstChoice asks for the node's label before anything is offered, and offers what it names. What it
 // names and is not there leaves the configuration of a node without the label.
 func (a *agent) firstChoice(ctx context.Context, load func(choice string) (config.Config, error)) error {
-	if a.config.DevicePlugin.NVIDIAConfigDir == "" || a.choice.Get() != "" {
+	if a.now().config.DevicePlugin.NVIDIAConfigDir == "" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, choicePatience)
 	defer cancel()
-	choice, err := a.node.Label(ctx, config.ChoiceLabel)
+	choice, err := a.now().node.Label(ctx, config.ChoiceLabel)
 	if err != nil || choice == "" {
 		return err
 	}
 	a.choice.Set(choice)
 	c, err := load(choice)
-	if err == nil && sameParts(a.config, c) {
-		err = a.offer(c)
+	if err != nil {
+		return err
 	}
-	return err
+	return a.edit(c)
 }
 
 // runChoice follows the node's label.
-func (a *agent) runChoice(ctx context.Context) error {
+func (a *agent) runChoice(ctx context.Context, node *kube.Node) error {
 	failing := false
 	for {
-		choice, err := a.node.Label(ctx, config.ChoiceLabel)
+		choice, err := node.Label(ctx, config.ChoiceLabel)
 		switch {
 		case ctx.Err() != nil:
 			return nil

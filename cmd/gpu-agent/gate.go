@@ -12,60 +12,91 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
-// buildGate builds what can hold back a GPU that is well.
-func (a *agent) buildGate() error {
-	a.gate = ready.New(a.monitor)
-	if a.config.Allocation == config.AllocateByPlugin {
-		a.gate.Add(func(s *gpu.Snapshot) map[gpu.UUID]string { return a.policy.Get().Missing(s) })
+// newGate builds what holds back a GPU that is well, for reasons of the parts in force.
+func (a *agent) newGate(source ready.Source) *ready.Gate {
+	g := ready.New(source)
+	part := func(missing func(*wiring, *gpu.Snapshot) map[gpu.UUID]string) {
+		g.Add(func(s *gpu.Snapshot) map[gpu.UUID]string {
+			if now := a.now(); now != nil {
+				return missing(now, s)
+			}
+			return nil // nothing runs yet
+		})
 	}
-	if err := a.buildSpecs(); err != nil {
-		return err
-	}
-	return a.buildDaemons()
-}
-
-// buildSpecs builds what writes CDI specs.
-func (a *agent) buildSpecs() (err error) {
-	c := a.config.CDI
-	if !c.Enabled {
-		return nil
-	}
-	var classes []string
-	for class, on := range map[string]bool{
-		cdi.ClassGDS: a.config.DevicePlugin.GDS, cdi.ClassMOFED: a.config.DevicePlugin.MOFED, cdi.ClassGDRCopy: a.config.DevicePlugin.GDRCopy,
-	} {
-		if on {
-			classes = append(classes, class)
+	part(func(now *wiring, s *gpu.Snapshot) map[gpu.UUID]string {
+		if now.config.Allocation != config.AllocateByPlugin {
+			return nil
 		}
-	}
-	slices.Sort(classes)
-	a.specs, err = cdi.New(cdi.Config{
-		Dir: c.Dir, DriverRoot: c.DriverRoot, DriverRootMount: c.DriverRootMount,
-		DevRoot: c.DevRoot, DevRootMount: c.DevRootMount, Hook: c.Hook, DisabledHooks: c.DisabledHooks,
-		Classes: classes, IMEXChannels: a.config.DevicePlugin.IMEX.ChannelIDs,
-		Library: a.config.NVML.Library, Version: version, Changed: a.gate.Poke, Log: a.log.With("part", "cdi"),
-		// The running program, even when its file was replaced meanwhile.
-		Generator: &cdi.Child{Path: "/proc/self/exe", Args: []string{"cdi", "generate"}},
-	}, a.monitor)
-	if err != nil {
-		return usageError{fmt.Errorf("cdi: %w", err)}
-	}
-	a.gate.Add(a.specs.Missing)
-	return nil
+		return a.policy.Get().Missing(s)
+	})
+	part(func(now *wiring, s *gpu.Snapshot) map[gpu.UUID]string {
+		if now.specs == nil {
+			return nil
+		}
+		return now.specs.Missing(s)
+	})
+	part(func(now *wiring, s *gpu.Snapshot) map[gpu.UUID]string {
+		if now.daemons == nil {
+			return nil
+		}
+		return now.daemons.Missing(s)
+	})
+	return g
 }
 
-// buildDaemons builds what looks after MPS control daemons. Clients of made-up GPUs need none.
-func (a *agent) buildDaemons() (err error) {
-	c := a.config
-	if c.Allocation != config.AllocateByPlugin || c.DevicePlugin.Sharing.MPS == nil || c.NVML.Simulate.On() {
-		return nil
+// addSpecs adds what writes CDI specs.
+func (a *agent) addSpecs(w, before *wiring) (err error) {
+	c, d := w.config.CDI, w.config.DevicePlugin
+	type of struct {
+		cdi                 config.CDI
+		library             string
+		gds, mofed, gdrcopy bool
+		channels            []int
 	}
-	a.daemons, err = mps.New(mps.Config{
-		BinDir: c.DevicePlugin.MPSBinDir, Changed: a.gate.Poke, Log: a.log.With("part", "mps"),
-	}, func(s *gpu.Snapshot) []resource.MPS { return a.policy.Get().MPS(s) }, a.monitor)
-	if err != nil {
-		return usageError{fmt.Errorf("devicePlugin: mps: %w", err)}
+	p := part{"cdi", c.Enabled, of{c, w.config.NVML.Library, d.GDS, d.MOFED, d.GDRCopy, d.IMEX.ChannelIDs}}
+	w.specs, err = again(w, before, p, before.specs, func() (*cdi.Writer, error) {
+		var classes []string
+		for class, on := range map[string]bool{cdi.ClassGDS: d.GDS, cdi.ClassMOFED: d.MOFED, cdi.ClassGDRCopy: d.GDRCopy} {
+			if on {
+				classes = append(classes, class)
+			}
+		}
+		slices.Sort(classes)
+		specs, err := cdi.New(cdi.Config{
+			Dir: c.Dir, DriverRoot: c.DriverRoot, DriverRootMount: c.DriverRootMount,
+			DevRoot: c.DevRoot, DevRootMount: c.DevRootMount, Hook: c.Hook, DisabledHooks: c.DisabledHooks,
+			Classes: classes, IMEXChannels: d.IMEX.ChannelIDs,
+			Library: w.config.NVML.Library, Version: version, Changed: a.gate.Poke, Log: a.log.With("part", "cdi"),
+			// The running program, even when its file was replaced meanwhile.
+			Generator: &cdi.Child{Path: "/proc/self/exe", Args: []string{"cdi", "generate"}},
+		}, w.monitor)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("cdi: %w", err)}
+		}
+		return specs, nil
+	})
+	if w.specs != nil {
+		w.task(before, p, w.specs.Run)
 	}
-	a.gate.Add(a.daemons.Missing)
-	return nil
+	return err
+}
+
+// addDaemons adds what looks after MPS control daemons. Clients of made-up GPUs need none.
+func (a *agent) addDaemons(w, before *wiring) (err error) {
+	c := w.config
+	on := c.Allocation == config.AllocateByPlugin && c.DevicePlugin.Sharing.MPS != nil && !c.NVML.Simulate.On()
+	p := part{"mps", on, c.DevicePlugin.MPSBinDir}
+	w.daemons, err = again(w, before, p, before.daemons, func() (*mps.Daemons, error) {
+		daemons, err := mps.New(mps.Config{
+			BinDir: c.DevicePlugin.MPSBinDir, Changed: a.gate.Poke, Log: a.log.With("part", "mps"),
+		}, func(s *gpu.Snapshot) []resource.MPS { return a.policy.Get().MPS(s) }, w.monitor)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("devicePlugin: mps: %w", err)}
+		}
+		return daemons, nil
+	})
+	if w.daemons != nil {
+		w.task(before, p, w.daemons.Run)
+	}
+	return err
 }

@@ -15,12 +15,14 @@ import (
 	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/gpu-agent/gpu-agent/pkg/config"
 )
 
 // web is what anybody may see over TCP. Nothing here changes state.
-func (a *agent) web(metrics http.Handler) http.Handler {
+func (a *agent) web() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) { a.now().metrics.ServeHTTP(w, r) })
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { writeReady(w, a.state(), r.URL.Query()["exclude"]) })
 	mux.HandleFunc("GET /debug/snapshot", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.state()) })
@@ -32,6 +34,15 @@ func (a *agent) web(metrics http.Handler) http.Handler {
 		}
 	})
 	return mux
+}
+
+func (a *agent) runHTTP(ctx context.Context, c config.HTTP) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("http.listen: %w", err)
+	}
+	a.log.Info("listening", "address", l.Addr().String())
+	return serve(ctx, l, a.web(), c.WebConfigFile, a.log)
 }
 
 // writeReady says of each part whether it is ready, and why not. Excluded parts do not count, as with

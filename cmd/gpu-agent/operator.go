@@ -44,10 +44,10 @@ func (a *agent) deviceAPI(mux *http.ServeMux) {
 		if err := read(r, &in); err != nil {
 			return nil, err
 		}
-		return nil, a.monitor.Cordon(ctx, gpu.UUID(r.PathValue("uuid")), in.Reason)
+		return nil, a.now().monitor.Cordon(ctx, gpu.UUID(r.PathValue("uuid")), in.Reason)
 	}))
 	mux.HandleFunc("POST /devices/{uuid}/uncordon", operator(func(ctx context.Context, r *http.Request) (any, error) {
-		ended, left, err := a.monitor.Uncordon(ctx, gpu.UUID(r.PathValue("uuid")))
+		ended, left, err := a.now().monitor.Uncordon(ctx, gpu.UUID(r.PathValue("uuid")))
 		return uncordonAnswer{Ended: ended, Left: left}, err
 	}))
 	mux.HandleFunc("POST /devices/release", operator(func(ctx context.Context, r *http.Request) (any, error) {
@@ -59,10 +59,10 @@ func (a *agent) deviceAPI(mux *http.ServeMux) {
 		if err != nil {
 			return nil, err
 		}
-		return nil, a.monitor.Release(ctx, d)
+		return nil, a.now().monitor.Release(ctx, d)
 	}))
 	mux.HandleFunc("POST /devices/resume", operator(func(ctx context.Context, _ *http.Request) (any, error) {
-		return nil, a.monitor.Resume(ctx)
+		return nil, a.now().monitor.Resume(ctx)
 	}))
 }
 

@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"time"
 
@@ -16,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
+	"github.com/gpu-agent/gpu-agent/internal/supervise"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 )
 
@@ -30,139 +29,86 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			klog.SetLogger(logr.FromSlogHandler(newLog(c.Log, cmd.ErrOrStderr()).Handler()))
-			build := func(c config.Config) (*agent, error) {
-				return newAgent(c, flags.file, newLog(c.Log, cmd.ErrOrStderr()))
+			log := newLogging(c.Log, cmd.ErrOrStderr())
+			klog.SetLogger(logr.FromSlogHandler(log))
+			a, err := newAgent(c, flags.file, log)
+			if err != nil {
+				return err
 			}
-			return runAgent(cmd.Context(), c, flags.loadFor, build)
+			return a.run(cmd.Context(), flags.loadFor)
 		},
 	}
 	flags.add(cmd)
 	return cmd
 }
 
-func newLog(c config.Log, w io.Writer) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.Level)) // checked with the configuration
-	opts := &slog.HandlerOptions{Level: level}
-	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
+// run supervises the parts until ctx is done, and has edits of the files take effect meanwhile. load reads the
+// configuration for a node with that choice of NVIDIA's files.
+func (a *agent) run(ctx context.Context, load func(choice string) (config.Config, error)) error {
+	for _, note := range a.now().config.Notes {
+		a.log.Info("configuration", "note", note)
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
-
-// runAgent runs the agent, and another one in its place when an edit of the file asks for more than other
-// models.
-func runAgent(ctx context.Context, c config.Config, load func(choice string) (config.Config, error), build func(config.Config) (*agent, error)) error {
-	a, err := build(c)
-	for err == nil && ctx.Err() == nil {
-		for _, note := range a.config.Notes {
-			a.log.Info("configuration", "note", note)
-		}
-		if err := a.firstChoice(ctx, load); err != nil {
-			a.log.Error("not the configuration that the node's label asks for", "error", err)
-		}
-		a, err = a.runEdition(ctx, func() (*agent, error) { return a.edited(load, build) })
+	if err := a.firstChoice(ctx, load); err != nil {
+		a.log.Error("not the configuration that the node's label asks for", "error", err)
 	}
-	return err
-}
-
-// runEdition runs the agent until ctx is done or an edit asks for another one, which it returns. edited takes
-// an edit over; it returns nil where this agent goes on.
-func (a *agent) runEdition(ctx context.Context, edited func() (*agent, error)) (*agent, error) {
-	edits, err := watchFiles(a.log, a.file, a.config.DevicePlugin.NVIDIAConfig, a.config.DevicePlugin.NVIDIAConfigDir)
+	edits, err := watchFiles(a.log, a.files(a.now().config)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer edits.close()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- a.run(ctx) }()
-	for look := true; ; look = false {
+	defer func() { edits.close() }()
+	c := a.now().config
+	a.group = supervise.New(ctx, a.log)
+	a.log.Info("gpu-agent", "version", version, "node", c.NodeName, "simulated", c.NVML.Simulate.On())
+	a.start(&wiring{})
+	for look := true; ; { // the first look is at what was edited before the watch began
 		_, chosen := a.choice.Watch()
-		if !look { // the first look is at what was edited before the watch began
+		if !look {
 			select {
-			case err := <-ended:
-				return nil, err
+			case <-a.group.Done():
+				return a.group.Wait()
 			case <-edits.changed:
 			case <-chosen:
 			}
 		}
-		next, err := edited()
+		look = false
+		c, err := load(a.choice.Get())
+		if err == nil {
+			err = a.edit(c)
+		}
 		if err != nil {
 			a.log.Error("the edited configuration is not in force", "error", err)
 		}
 		a.configError(err)
-		if next != nil {
-			a.log.Info("configuration changed: the parts start again", "file", a.file)
-			stop()
-			return next, <-ended
+		if files := a.files(a.now().config); !slices.Equal(files, edits.paths) {
+			next, err := watchFiles(a.log, files...)
+			if err != nil {
+				a.log.Error("edits of the configuration will not be seen", "error", err)
+				continue
+			}
+			edits.close()
+			edits, look = next, true
 		}
 	}
 }
 
-// edited takes over an edit of the files, or builds the agent that it asks for. An edit that cannot be read
-// or built changes nothing.
-func (a *agent) edited(load func(choice string) (config.Config, error), build func(config.Config) (*agent, error)) (*agent, error) {
-	c, err := load(a.choice.Get())
-	if err != nil {
-		return nil, err
-	}
-	if !sameParts(a.config, c) {
-		next, err := build(c)
-		if err == nil {
-			next.follow(a)
-		}
-		return next, err
-	}
-	if err := a.offer(c); err != nil {
-		return nil, err
-	}
-	a.want(c.Cache.Specs())
-	return nil, nil
-}
-
-// follow takes over what an agent before this one in the same process knows of the GPUs, and what it learned from
-// the API server: the kubelet should be without a plugin as shortly as possible.
-func (a *agent) follow(before *agent) {
-	a.monitor.Follow(before.monitor)
-	a.choice.Set(before.choice.Get())
-	if a.dra != nil && before.dra != nil {
-		a.dra.Follow(before.dra)
-	}
-}
-
-// sameParts reports whether two configurations differ at most in what running parts can take over: what
-// is offered to the kubelet, and the list of models.
-func sameParts(a, b config.Config) bool {
-	for _, c := range []*config.Config{&a, &b} {
-		c.Cache.Models, c.Notes = nil, nil
-		p := c.DevicePlugin
-		// The rest of it is policy. CDI specs are written for the other devices that there are.
-		c.DevicePlugin = config.DevicePlugin{
-			KubeletDir: p.KubeletDir, NVIDIAConfig: p.NVIDIAConfig, NVIDIAConfigDir: p.NVIDIAConfigDir, GDS: p.GDS, MOFED: p.MOFED, GDRCopy: p.GDRCopy, IMEX: p.IMEX,
-			MPSBinDir: p.MPSBinDir,
-		}
-		if p.Sharing.MPS != nil {
-			c.DevicePlugin.Sharing.MPS = &config.Shares{} // whether there are daemons to look after, not which
-		}
-	}
-	return reflect.DeepEqual(a, b)
+// files are what a configuration is read from.
+func (a *agent) files(c config.Config) []string {
+	return slices.DeleteFunc([]string{a.file, c.DevicePlugin.NVIDIAConfig, c.DevicePlugin.NVIDIAConfigDir},
+		func(path string) bool { return path == "" })
 }
 
 // fileWatch tells when one of some files was edited or, as the kubelet does with a ConfigMap, replaced
 // through a symlink of its folder.
 type fileWatch struct {
+	paths   []string
 	changed chan struct{}
 	watcher *fsnotify.Watcher
 	ended   chan struct{}
 }
 
-// watchFiles watches files, and folders of files; "" is never edited.
+// watchFiles watches files, and folders of files.
 func watchFiles(log *slog.Logger, paths ...string) (*fileWatch, error) {
-	w := &fileWatch{changed: make(chan struct{}, 1), ended: make(chan struct{})}
-	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "" })
+	w := &fileWatch{paths: paths, changed: make(chan struct{}, 1), ended: make(chan struct{})}
 	if len(paths) == 0 {
 		close(w.ended)
 		return w, nil

@@ -12,8 +12,7 @@ import (
 )
 
 // runSocket answers the command line on a unix socket that only root may open.
-func (a *agent) runSocket(ctx context.Context) error {
-	path := a.config.HTTP.Socket
+func (a *agent) runSocket(ctx context.Context, path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("http.socket: %w", err)
 	}

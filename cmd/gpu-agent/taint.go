@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"time"
+
+	"github.com/gpu-agent/gpu-agent/pkg/kube"
 )
 
 // startupTaint keeps pods off a node that registers with it until its GPUs can be given out.
@@ -15,12 +17,12 @@ const (
 
 // runTaint takes the startup taint off once, when there is a healthy GPU that pods can get. It is never put
 // back: what ails a node later is said by its labels, its condition and its capacity.
-func (a *agent) runTaint(ctx context.Context) error {
+func (a *agent) runTaint(ctx context.Context, node *kube.Node) error {
 	failing := false
 	for {
 		wait := taintLook
 		if a.gives() {
-			removed, err := a.node.Untaint(ctx, startupTaint)
+			removed, err := node.Untaint(ctx, startupTaint)
 			if err == nil {
 				if removed {
 					a.log.Info("startup taint taken off the node", "taint", startupTaint)
@@ -47,5 +49,6 @@ func (a *agent) gives() bool {
 	if s == nil || !s.Driver.Loaded || s.HealthyCount() == 0 {
 		return false
 	}
-	return a.plugin == nil || a.plugin.Status().Registered
+	plugin := a.now().plugin
+	return plugin == nil || plugin.Status().Registered
 }

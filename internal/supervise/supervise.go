@@ -39,20 +39,29 @@ type Group struct {
 
 	mu    sync.Mutex
 	tasks map[string]Task
+	ends  map[string]*end
+}
+
+// end is how one task is ended.
+type end struct {
+	ctx    context.Context // of the task; within the group's
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the task has ended for good
 }
 
 // New is a group whose tasks end when ctx does.
 func New(ctx context.Context, log *slog.Logger) *Group {
-	g := &Group{log: log, tasks: map[string]Task{}}
+	g := &Group{log: log, tasks: map[string]Task{}, ends: map[string]*end{}}
 	g.ctx, g.cancel = context.WithCancelCause(ctx)
 	return g
 }
 
 // Must runs a task whose failure ends the group with an error that names it.
 func (g *Group) Must(name string, run func(context.Context) error) {
-	g.set(name, nil)
+	e := g.begin(name)
 	g.wg.Go(func() {
-		if err := g.once(name, run); err != nil {
+		defer close(e.done)
+		if err := g.once(e.ctx, name, run); err != nil {
 			g.cancel(fmt.Errorf("%s: %w", name, err))
 		}
 	})
@@ -60,11 +69,12 @@ func (g *Group) Must(name string, run func(context.Context) error) {
 
 // Keep runs a task and starts it again, after 1 s to 1 min, whenever it fails.
 func (g *Group) Keep(name string, run func(context.Context) error) {
-	g.set(name, nil)
+	e := g.begin(name)
 	g.wg.Go(func() {
+		defer close(e.done)
 		for backoff := backoffMin; ; backoff = min(2*backoff, backoffMax) {
 			began := time.Now()
-			err := g.once(name, run)
+			err := g.once(e.ctx, name, run)
 			if err == nil {
 				return
 			}
@@ -73,7 +83,7 @@ func (g *Group) Keep(name string, run func(context.Context) error) {
 			}
 			g.log.Error("task failed", "task", name, "error", err, "again in", backoff)
 			select {
-			case <-g.ctx.Done():
+			case <-e.ctx.Done():
 				return
 			case <-time.After(backoff):
 				g.set(name, nil)
@@ -82,10 +92,46 @@ func (g *Group) Keep(name string, run func(context.Context) error) {
 	})
 }
 
+// begin notes a new task.
+func (g *Group) begin(name string) *end {
+	e := &end{done: make(chan struct{})}
+	e.ctx, e.cancel = context.WithCancel(g.ctx)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.tasks[name], g.ends[name] = Task{Up: true}, e
+	return e
+}
+
+// Stop ends tasks, at the same time, and returns once they have ended; a name that is no task's is passed over. They
+// are then as if they had never been, and others of their names may be started.
+func (g *Group) Stop(names ...string) {
+	g.mu.Lock()
+	var all []*end
+	for _, name := range names {
+		if e := g.ends[name]; e != nil {
+			e.cancel()
+			all = append(all, e)
+		}
+	}
+	g.mu.Unlock()
+	for _, e := range all {
+		<-e.done
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, name := range names {
+		delete(g.tasks, name)
+		delete(g.ends, name)
+	}
+}
+
+// Done is closed when the group ends: its context is done, or a Must task has failed. No task may be started then.
+func (g *Group) Done() <-chan struct{} { return g.ctx.Done() }
+
 // once runs a task to its end; nil means that it ended because it was asked to.
-func (g *Group) once(name string, run func(context.Context) error) error {
-	err := run(g.ctx)
-	if g.ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+func (g *Group) once(ctx context.Context, name string, run func(context.Context) error) error {
+	err := run(ctx)
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		return nil
 	}
 	if err == nil {

@@ -86,3 +86,37 @@ func TestATaskThatWasWellForLongStartsFromTheShortestBackoff(t *testing.T) {
 		require.NoError(t, g.Wait())
 	})
 }
+
+func TestATaskIsStoppedAloneAndAnotherTakesItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, cancel := group(t)
+		g.Must("plugin", untilDone)
+		ended := false
+		g.Must("nvml", func(ctx context.Context) error {
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			ended = true
+			return nil
+		})
+		g.Keep("cache", func(context.Context) error { return errBroken })
+		synctest.Wait()
+		g.Stop("nvml", "cache", "nobody")
+		require.True(t, ended, "it has been waited for")
+		require.Equal(t, map[string]supervise.Task{"plugin": {Up: true}}, g.Status())
+
+		runs := 0
+		g.Keep("cache", func(ctx context.Context) error { runs++; return untilDone(ctx) })
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Equal(t, 1, runs)
+		require.Equal(t, map[string]supervise.Task{"plugin": {Up: true}, "cache": {Up: true}}, g.Status())
+		select {
+		case <-g.Done():
+			require.Fail(t, "the group has ended")
+		default:
+		}
+		cancel()
+		<-g.Done()
+		require.NoError(t, g.Wait())
+	})
+}

@@ -32,24 +32,16 @@ var draVersions = []string{"v1", "v1beta1"}
 // concurrent use.
 type DRA struct {
 	node  *Node
-	owner watch.Value[string]
+	owner *watch.Value[string]
 	told  bool // that it cannot be known; used by Run alone
 }
 
-// NewDRA calls nobody until Run. Until its first answer, or 3 s, it says that it is asking.
-func NewDRA(node *Node) *DRA {
-	d := &DRA{node: node}
-	d.owner.Set("asking the API server whether a DRA driver offers this node's GPUs")
-	return d
-}
+// AskingDRA is what is known before the first answer: that must not be offered which somebody else may offer.
+const AskingDRA = "asking the API server whether a DRA driver offers this node's GPUs"
 
-// Follow takes over the answer of one that comes before it in the same process, so that a change of the
-// configuration need not wait for the API server.
-func (d *DRA) Follow(before *DRA) { d.owner.Set(before.owner.Get()) }
-
-// Watch is why the GPUs must not be offered, "" if nothing is known against it, and a channel that is
-// closed once there is another answer.
-func (d *DRA) Watch() (string, <-chan struct{}) { return d.owner.Watch() }
+// NewDRA calls nobody until Run, which publishes in owner why the GPUs must not be offered, "" if nothing is known
+// against it. The first answer comes within 3 s; without one nothing is known. What owner holds before stays until then.
+func NewDRA(node *Node, owner *watch.Value[string]) *DRA { return &DRA{node: node, owner: owner} }
 
 // Run asks now and every two minutes. It returns nil once ctx is done.
 func (d *DRA) Run(ctx context.Context) error {

@@ -112,10 +112,11 @@ type Monitor struct {
 	host      host
 	rules     rules
 	keeper    keeper
-	calls     chan func(*inventory) // for the loop, from everybody else
-	latest    watch.Value[*gpu.Snapshot]
+	calls     chan func(*inventory)       // for the loop, from everybody else
+	latest    *watch.Value[*gpu.Snapshot] // shared by Monitors that follow each other
 
 	made   made
+	held   string     // the library that Monitors before this one have loaded; "" is none
 	before *Monitor   // whose inventory Run begins with; nil after that
 	left   *inventory // what Run ended with, for the one that follows
 }
@@ -130,7 +131,10 @@ func New(cfg Config) (*Monitor, error) {
 	case cfg.Simulate != nil && cfg.Library != "":
 		return nil, errors.New("nvml library and nvml simulate are both set: a simulation loads no library; remove one of them")
 	}
-	m := &Monitor{interval: cfg.Interval, deadline: cfg.Deadline, log: cfg.Log, host: host{sysfs: "/sys", procfs: "/proc"}}
+	m := &Monitor{
+		interval: cfg.Interval, deadline: cfg.Deadline, log: cfg.Log, host: host{sysfs: "/sys", procfs: "/proc"},
+		latest: &watch.Value[*gpu.Snapshot]{},
+	}
 	m.calls = make(chan func(*inventory))
 	var err error
 	if m.rules, err = cfg.Health.rules(); err != nil {
@@ -157,12 +161,12 @@ func New(cfg Config) (*Monitor, error) {
 	} else {
 		m.driver, m.keeper.dir, m.keeper.readOnly = newDriver(cfg.Library), cfg.Health.StateDir, cfg.Health.ReadOnly
 	}
-	m.latest.Set(&gpu.Snapshot{
-		Time:      time.Now(),
-		Simulated: m.simulated,
-		Driver:    gpu.Driver{Error: gpu.NotAsked},
-	})
+	m.publishNothing()
 	return m, nil
+}
+
+func (m *Monitor) publishNothing() {
+	m.latest.Set(&gpu.Snapshot{Time: time.Now(), Simulated: m.simulated, Driver: gpu.Driver{Error: gpu.NotAsked}})
 }
 
 // Get is the latest snapshot, never nil.

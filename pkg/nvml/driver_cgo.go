@@ -38,6 +38,16 @@ type cDriver struct {
 	worked  bool        // it was initialised once
 }
 
+func (d *cDriver) library() string { return d.name }
+
+func (d *cDriver) loaded() bool {
+	if !d.mu.TryLock() {
+		return true // it is being opened, which may take for ever
+	}
+	defer d.mu.Unlock()
+	return d.api != nil
+}
+
 func (d *cDriver) Open() (session, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -37,8 +37,8 @@ func TestAMonitorThatFollowsKnowsWhatIsOnNoDisk(t *testing.T) {
 			return m
 		}
 		first, second, third := next(), next(), next()
-		second.Follow(first)
-		third.Follow(second)
+		require.NoError(t, second.Follow(first))
+		require.NoError(t, third.Follow(second))
 
 		stop := running(t, first)
 		d.xid(4, 119)
@@ -73,16 +73,18 @@ func TestMadeUpGPUsAreTakenOverWhereTheyAreTheSame(t *testing.T) {
 			return m
 		}
 		first, same, fewer := sim(8), sim(8), sim(4)
-		same.Follow(first)
-		fewer.Follow(same)
 		stop := running(t, first)
 		require.NoError(t, first.Cordon(t.Context(), first.Get().Devices[5].UUID, "fan is loud"))
+		require.NoError(t, same.Follow(first))
+		require.Equal(t, 7, same.Get().HealthyCount(), "nobody sees a gap")
 		stop()
+		require.Equal(t, 7, same.Get().HealthyCount())
 		stop = running(t, same)
 		require.Equal(t, 7, same.Get().HealthyCount())
+		require.NoError(t, fewer.Follow(same))
 		stop()
 		stop = running(t, fewer)
-		require.Len(t, fewer.Get().Devices, 4)
+		require.Len(t, first.Get().Devices, 4, "who watched the first one sees the last one's")
 		stop()
 	})
 }
@@ -123,4 +125,30 @@ func TestADiskThatFailsIsLoggedOnceForEachCause(t *testing.T) {
 		require.Greater(t, tries, 3)
 	})
 	require.Equal(t, 1, strings.Count(log.String(), "cannot be kept"))
+}
+
+// library is a script behind a library's name.
+type library struct {
+	*script
+	name string
+	held bool
+}
+
+func (l library) library() string { return l.name }
+func (l library) loaded() bool    { return l.held }
+
+func TestAProcessKeepsTheLibraryThatItHasLoaded(t *testing.T) {
+	next := func(d driver) *Monitor {
+		m, err := New(Config{})
+		require.NoError(t, err)
+		m.driver = d
+		return m
+	}
+	wrong, right, other := library{eight(), "/wrong.so", false}, library{eight(), "/right.so", true}, library{eight(), "/other.so", false}
+	first, second, simulated := next(wrong), next(right), next(eight())
+	require.NoError(t, second.Follow(first), "nothing was loaded")
+	require.NoError(t, simulated.Follow(second))
+	require.EqualError(t, next(other).Follow(second), "library /other.so: this process has loaded /right.so, and keeps it: restart the agent")
+	require.Error(t, next(other).Follow(simulated), "a simulation in between changes nothing")
+	require.NoError(t, next(right).Follow(simulated))
 }

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/az"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
+	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/config"
+)
+
+// buildSources builds what the cache pulls from, by scheme.
+func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
+	c := cfg.Sources
+	web, err := httpsource.New(httpsource.Config{
+		CAFile: c.HTTP.CAFile, TokenFile: c.HTTP.TokenFile, Hosts: c.HTTP.TokenHosts,
+		AllowPlain: c.HTTP.AllowPlain, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.http: %w", err)}
+	}
+	bucket, err := s3.New(s3.Config{
+		Endpoint: c.S3.Endpoint, Region: c.S3.Region, PathStyle: c.S3.PathStyle, Anonymous: c.S3.Anonymous,
+		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Streams: cfg.Streams,
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.s3: %w", err)}
+	}
+	registry, err := oci.New(oci.Config{
+		CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, PlainHosts: c.OCI.PlainHosts,
+		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.oci: %w", err)}
+	}
+	hub, err := hf.New(hf.Config{
+		Endpoint: c.HF.Endpoint, Mirrors: c.HF.Mirrors, TokenFile: c.HF.TokenFile, CAFile: c.HF.CAFile,
+		AllowPickle: c.HF.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.hf: %w", err)}
+	}
+	local, err := file.New(file.Config{Roots: c.File.Roots})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.file: %w", err)}
+	}
+	google, err := gs.New(gs.Config{
+		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile,
+		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.gs: %w", err)}
+	}
+	azure, err := az.New(az.Config{
+		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile,
+		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.az: %w", err)}
+	}
+	return map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google, "az": azure}, nil
+}
