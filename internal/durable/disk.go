@@ -98,6 +98,49 @@ func (d Disk) SyncDir(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// SyncFS makes all of the filesystem that holds path durable, content and names: for many small files,
+// each of which would else wait for the disk on its own. Linux before 5.8 does not report a write that failed.
+func (d Disk) SyncFS(path string) error {
+	if err := d.step("syncfs", path); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncfs(f), f.Close())
+}
+
+// CreateFile makes a file of data that was not there. It is not yet durable: see SyncFS.
+func (d Disk) CreateFile(path string, data []byte, perm os.FileMode) error {
+	if err := d.step("create", path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return err
+	}
+	if err := d.step("write", path); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return f.Close()
+}
+
+// SyncFile makes the content of a file durable.
+func (d Disk) SyncFile(path string) error {
+	if err := d.step("sync", path); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
 // Rename is rename(2), not yet durable: see SyncDir.
 func (d Disk) Rename(from, to string) error {
 	if err := d.step("rename", to); err != nil {

@@ -91,6 +91,8 @@ func TestPreallocateKeepsWhatIsThere(t *testing.T) {
 	f.Flush(0, 1<<20)
 	require.NoError(t, f.Preallocate(1<<20))
 	require.NoError(t, f.Sync())
+	f.Drop(0, 0)
+	f.Drop(0, 1<<20)
 	b := make([]byte, 2)
 	_, err = f.ReadAt(b, 5)
 	require.NoError(t, err)
@@ -99,4 +101,45 @@ func TestPreallocateKeepsWhatIsThere(t *testing.T) {
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Equal(t, int64(1<<20), info.Size())
+}
+
+func TestCreateFileMakesWhatWasNotThere(t *testing.T) {
+	dir, d := t.TempDir(), durable.Disk{}
+	path := filepath.Join(dir, "f")
+	require.NoError(t, d.CreateFile(path, []byte("x"), 0o444))
+	require.ErrorIs(t, d.CreateFile(path, []byte("y"), 0o444), os.ErrExist)
+	require.NoError(t, d.SyncFile(path))
+	require.NoError(t, d.SyncFS(dir))
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, "x", string(got))
+	require.ErrorIs(t, d.SyncFile(filepath.Join(dir, "g")), os.ErrNotExist)
+	failing := durable.Disk{Fault: func(op, _ string) error { return errors.New(op) }}
+	require.ErrorContains(t, failing.SyncFS(dir), "syncfs")
+	require.ErrorContains(t, failing.SyncFile(path), "sync")
+	require.ErrorContains(t, failing.CreateFile(path, nil, 0o444), "create")
+}
+
+// TestDropTakesWhatIsOnTheDiskOutOfMemory asks the kernel which pages of a file it holds.
+func TestDropTakesWhatIsOnTheDiskOutOfMemory(t *testing.T) {
+	f, err := durable.Disk{}.OpenFile(filepath.Join(t.TempDir(), "f"), 0o600)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.WriteAt(make([]byte, 8<<20), 0)
+	require.NoError(t, err)
+	before, err := f.Resident()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	require.NoError(t, err)
+	require.EqualValues(t, 8<<20, before)
+	require.NoError(t, f.Sync())
+	f.Drop(0, 4<<20)
+	after, err := f.Resident()
+	require.NoError(t, err)
+	if after == before {
+		t.Skip("this filesystem has no disk below it: nothing can be dropped")
+	}
+	require.LessOrEqual(t, after, int64(5<<20))
+	require.GreaterOrEqual(t, after, int64(4<<20), "what was not named stays")
 }

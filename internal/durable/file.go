@@ -47,6 +47,14 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p
 // Sync must wait for. It is a hint; durable is only what was synced.
 func (f *File) Flush(off, n int64) { flush(f.file, off, n) }
 
+// Drop says that nobody here reads a range soon, so that its pages may go from the page cache. Those that are
+// not on the disk, or that another process has mapped, stay. It is a hint.
+func (f *File) Drop(off, n int64) { drop(f.file, off, n) }
+
+// Resident is how many bytes of the file are in the page cache. Where the kernel cannot say (Linux before
+// 6.5, or a seccomp profile that does not know cachestat), the error is errors.ErrUnsupported.
+func (f *File) Resident() (int64, error) { return resident(f.file) }
+
 // Sync returns when all that was written is on the disk (fdatasync).
 func (f *File) Sync() error {
 	if err := f.disk.step("sync", f.file.Name()); err != nil {

@@ -2,6 +2,7 @@ package durable
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,31 @@ func preallocate(f *os.File, size int64) error {
 
 func flush(f *os.File, off, n int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+func drop(f *os.File, off, n int64) {
+	if n > 0 { // 0 means all that follows: posix_fadvise(2)
+		_ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED)
+	}
+}
+
+func resident(f *os.File) (int64, error) {
+	var stat unix.Cachestat_t
+	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &stat, 0) // a length of 0 is all of it
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
+		return 0, fmt.Errorf("cachestat: %w", errors.ErrUnsupported)
+	}
+	if err != nil {
+		return 0, &os.PathError{Op: "cachestat", Path: f.Name(), Err: err}
+	}
+	return int64(stat.Cache) * int64(os.Getpagesize()), nil
+}
+
+func syncfs(f *os.File) error {
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: f.Name(), Err: err}
+	}
+	return nil
 }
 
 func sync(f *os.File) error {

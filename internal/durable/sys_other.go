@@ -2,7 +2,12 @@
 
 package durable
 
-import "os"
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
 
 // exchange has no atomic form here: between the two renames there is no b. For development only.
 func exchange(a, b string) error {
@@ -19,5 +24,12 @@ func exchange(a, b string) error {
 func preallocate(f *os.File, size int64) error { return f.Truncate(size) }
 
 func flush(*os.File, int64, int64) {}
+
+func drop(*os.File, int64, int64) {}
+
+func resident(*os.File) (int64, error) { return 0, errors.ErrUnsupported }
+
+// syncfs has no form of one filesystem here.
+func syncfs(*os.File) error { unix.Sync(); return nil }
 
 func sync(f *os.File) error { return f.Sync() }
