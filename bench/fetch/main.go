@@ -9,9 +9,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -28,8 +32,11 @@ func main() {
 
 func run(ctx context.Context) error {
 	root := flag.String("root", "", "cache directory")
+	name := flag.String("name", "bench", "the model's name")
 	endpoint := flag.String("endpoint", "", "S3 endpoint, path style; credentials from the environment")
 	streams := flag.Int("streams", 0, "connections; 0 for the cache's default")
+	kill := flag.Float64("kill", 0, "end as by kill -9 once this part of the content is here; 0 for not at all")
+	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	flag.Parse()
 	if *root == "" || flag.NArg() != 1 {
 		return fmt.Errorf("want: fetch -root DIR SOURCE")
@@ -46,18 +53,31 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	opened := time.Now()
 	c, err := cache.Open(cache.Config{Root: dir, Streams: *streams}, sources)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	start := time.Now()
-	c.Want([]model.Spec{{Name: "bench", Source: ref}})
+	start, before := time.Now(), peak()
+	c.Want([]model.Spec{{Name: *name, Source: ref}})
 
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	status, err := wait(ctx, c)
+	status, err := wait(ctx, c, *name, *kill)
+	took := time.Since(start)
 	cancel()
 	if runErr := <-ended; err == nil {
 		err = runErr
@@ -65,26 +85,48 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	took := time.Since(start)
-	fmt.Printf("%d bytes in %.2f s, %.0f MB/s\n", status.Size, took.Seconds(), float64(status.Size)/1e6/took.Seconds())
+	fmt.Printf("%d files, %d bytes, %d fetched in %.2f s, %.0f MB/s; opened in %.2f s; %.1f MiB of memory more than before\n", status.Files, status.Size,
+		c.Get().Fetched, took.Seconds(), float64(status.Size)/1e6/took.Seconds(), start.Sub(opened).Seconds(), float64(peak()-before)/(1<<20))
 	return nil
+}
+
+// peak is the most memory that this process has had, in bytes (VmHWM of proc(5)); 0 where that cannot be read.
+func peak() (n int64) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.SplitSeq(string(status), "\n") {
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &n); err == nil {
+			return n << 10
+		}
+	}
+	return 0
 }
 
 // open makes the one source that ref needs.
 func open(ref model.Ref, endpoint string) (map[string]cache.Source, error) {
-	if ref.Scheme == "s3" {
+	switch ref.Scheme {
+	case "s3":
 		s, err := s3.New(s3.Config{Endpoint: endpoint, PathStyle: endpoint != ""})
 		return map[string]cache.Source{"s3": s}, err
+	case "file":
+		s, err := file.New(file.Config{Roots: []string{"/" + strings.Split(strings.Trim(ref.Path, "/"), "/")[0]}})
+		return map[string]cache.Source{"file": s}, err
 	}
 	s, err := http.New(http.Config{})
 	return map[string]cache.Source{"http": s, "https": s}, err
 }
 
 // wait returns once the model is visible, or has failed: a benchmark does not wait for a second try.
-func wait(ctx context.Context, c *cache.Cache) (*model.Status, error) {
+func wait(ctx context.Context, c *cache.Cache, name string, kill float64) (*model.Status, error) {
 	for {
 		inv, changed := c.Watch()
-		if s := inv.Model("bench"); s != nil {
+		if s := inv.Model(name); s != nil {
+			if kill > 0 && s.Size > 0 && float64(s.Done) >= kill*float64(s.Size) {
+				fmt.Printf("killed with %d of %d bytes\n", s.Done, s.Size)
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			}
 			switch s.State {
 			case model.Ready:
 				return s, nil

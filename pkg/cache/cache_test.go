@@ -193,7 +193,8 @@ func TestPassingFailuresAreRetried(t *testing.T) {
 		ready(t, c, "a")
 		holds(t, root, "a", files)
 		require.Equal(t, int64(3), c.Get().Failures["Failed"], "only the failed look-ups count: ranges mend themselves")
-		require.Equal(t, c.Get().Used, c.Get().Fetched, "a broken stream is continued, not begun again")
+		again := c.Get().Fetched - c.Get().Used
+		require.True(t, 0 <= again && again <= hedgeRanges*64<<10, "a broken stream is continued, a silent one overtaken: %d", again)
 	})
 }
 
@@ -338,8 +339,11 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 		files := map[string][]byte{"big": noise(1, 40*64<<10)}
 		o.put("a", "r1", files)
 		o.onOpen = func(_ int, ctx context.Context, _ model.File, off, _ int64, _ []byte) (io.ReadCloser, error, bool) {
-			if off >= 30*64<<10 {
+			switch {
+			case off >= 30*64<<10:
 				return silent{ctx, bytes.NewReader(nil)}, nil, true
+			case off >= 15*64<<10:
+				time.Sleep(time.Second) // what came before is hashed
 			}
 			return nil, nil, false
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,9 +22,10 @@ const (
 	plainFiles = 2               // of them in one stream each, which is not given up for another model's
 	plainRange = -1              // claim: the whole file in one stream
 	openRange  = -2              // claim: open the file and hash what is there
+	smallRange = -3              // claim: a small file
 )
 
-// fetcher is a job while it runs.
+// fetcher is a job while it runs. Its fields are guarded by mu from src's neighbours on.
 type fetcher struct {
 	*job
 	src     Source
@@ -32,8 +34,19 @@ type fetcher struct {
 	fetched *atomic.Int64
 	cancel  context.CancelFunc
 
-	open   int // files in progress; guarded by mu
-	plains int // plain streams in progress; guarded by mu
+	large  []*slot // not complete
+	open   int     // files in progress
+	plains int     // plain streams in progress
+	smallFiles
+	laps
+}
+
+// claim is something to do.
+type claim struct {
+	slot *slot
+	i    int // which range, or what else
+	ctx  context.Context
+	lap  *lap // of a range
 }
 
 // run fetches and verifies what the job lacks. On return everything that came in is durable, whatever
@@ -42,95 +55,125 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, fetched: &c.fetched, cancel: cancel}
-	j.err = nil
-	n := 0
+	j.err, j.lane = nil, c.streams.lane(originOf(ref))
+	ranges := 0
 	for _, s := range j.slots {
-		s.claimed, s.opening, s.plain, s.inflight = make([]bool, len(s.have)), false, false, 0
-		for i := range s.have {
-			s.claimed[i] = s.full(i)
-		}
-		if s.sum == "" {
-			n += max(1, len(s.have))
+		switch s.opening, s.plain, s.inflight, s.taken = false, false, 0, 0; {
+		case s.sum != "":
+		case s.small:
+			f.waiting = append(f.waiting, s)
+		default:
+			f.large = append(f.large, s)
+			ranges += len(s.have)
+			s.claimed = make([]bool, len(s.have))
+			for i := range s.have {
+				s.claimed[i] = s.full(i)
+			}
 		}
 	}
+	f.allowance = max(hedgeRanges*j.plan.Step, j.fetch/hedgeShare)
+	// One more than there is to do: for a second stream to where the first is slow.
+	f.workers = min(ranges+len(f.waiting)+1, c.cfg.Streams)
 	var group, keeper sync.WaitGroup
-	for range min(n, c.cfg.Streams) {
+	for range f.workers {
 		group.Go(func() { f.work(ctx) })
 	}
 	keeper.Go(func() { f.keep(ctx) })
 	group.Wait()
 	cancel()
 	keeper.Wait()
-	return errors.Join(j.err, j.park())
+	return errors.Join(j.err, f.settle(true), j.park())
 }
 
 // work does what there is to do until nothing is left or something failed.
 func (f *fetcher) work(ctx context.Context) {
 	for {
-		s, i, fctx := f.claim(ctx)
-		if s == nil {
+		c, ok := f.claim(ctx)
+		if !ok {
 			return
 		}
 		var err error
-		switch i {
+		switch c.i {
 		case openRange:
-			err = f.openFile(s)
+			err = f.openFile(c.slot)
 		case plainRange:
-			err = f.fetchPlain(fctx, s)
+			err = f.fetchPlain(c.ctx, c.slot)
+		case smallRange:
+			err = f.fetchSmall(c.ctx, c.slot)
 		default:
-			err = f.fetchRange(fctx, s, i)
+			err = f.fetchRange(c.ctx, c.lap)
 		}
-		if err == nil {
-			err = f.advance(s)
+		if err == nil && c.i != smallRange {
+			err = f.advance(c.slot)
 		}
-		f.release(ctx, s, i, err)
+		f.release(ctx, c, err)
+		if c.i == smallRange {
+			if err := f.settle(false); err != nil {
+				f.mu.Lock()
+				f.fail(ctx, c.slot, err)
+				f.mu.Unlock()
+			}
+		}
 	}
 }
 
-// claim waits for the next thing to do: files are opened in order, up to openFiles of them, and the
-// next range is of the one with the fewest streams. It returns nil when all is done or something failed.
-func (f *fetcher) claim(ctx context.Context) (*slot, int, context.Context) {
+// claim waits for the next thing to do. It returns false when all is done or something failed.
+func (f *fetcher) claim(ctx context.Context) (claim, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for f.err == nil && f.left > 0 {
-		var best *slot
-		range_, seen := 0, 0
-		for _, s := range f.slots {
-			if s.sum != "" {
-				continue
-			}
-			if seen++; seen > openFiles {
-				break
-			}
-			if !s.opening {
-				s.opening = true
-				s.inflight++
-				return s, openRange, ctx
-			}
-			if s.data == nil || best != nil && best.inflight <= s.inflight {
-				continue
-			}
-			if i, ok := s.next(); ok && (i != plainRange || f.plains < plainFiles) {
-				best, range_ = s, i
-			}
+		// Small files wait for answers more than for bytes, large ones the other way round: so some of both.
+		if len(f.waiting) > 0 && f.coming < (f.workers+1)/2 {
+			return f.claimSmall(ctx), true
 		}
-		if best == nil {
-			f.cond.Wait()
+		if c, ok := f.claimLarge(ctx); ok {
+			return c, true
+		}
+		if len(f.waiting) > 0 {
+			return f.claimSmall(ctx), true
+		}
+		if l := f.slowest(time.Now(), f.streams.idle(f.lane)); l != nil {
+			l.slot.inflight++
+			return claim{l.slot, l.i, l.ctx, l}, true
+		}
+		f.cond.Wait()
+	}
+	return claim{}, false
+}
+
+// claimLarge has files opened in order, up to openFiles of them; the next range is of the one with the
+// fewest streams.
+func (f *fetcher) claimLarge(ctx context.Context) (claim, bool) {
+	var best *slot
+	range_ := 0
+	for _, s := range f.large[:min(len(f.large), openFiles)] {
+		if !s.opening {
+			s.opening = true
+			s.inflight++
+			return claim{slot: s, i: openRange, ctx: ctx}, true
+		}
+		if s.data == nil || best != nil && best.inflight <= s.inflight {
 			continue
 		}
-		if best.stop == nil {
-			// A context per file: one that turns out to need a plain stream ends its other streams.
-			best.start(ctx)
+		if i, ok := s.next(); ok && (i != plainRange || f.plains < plainFiles) {
+			best, range_ = s, i
 		}
-		best.inflight++
-		if range_ == plainRange {
-			f.plains++
-		} else {
-			best.claimed[range_] = true
-		}
-		return best, range_, best.ctx
 	}
-	return nil, 0, nil
+	if best == nil {
+		return claim{}, false
+	}
+	if best.stop == nil {
+		// A context per file: one that turns out to need a plain stream ends its other streams.
+		best.start(ctx)
+	}
+	best.inflight++
+	if range_ == plainRange {
+		f.plains++
+		return claim{slot: best, i: plainRange, ctx: best.ctx}, true
+	}
+	best.claimed[range_] = true
+	l := f.begin(best, range_, time.Now())
+	return claim{best, range_, l.ctx, l}, true
 }
 
 func (s *slot) start(ctx context.Context) { s.ctx, s.stop = context.WithCancel(ctx) }
@@ -140,8 +183,9 @@ func (s *slot) next() (int, bool) {
 	if s.plain {
 		return plainRange, s.inflight == 0
 	}
-	for i, taken := range s.claimed {
-		if !taken {
+	for i := s.taken; i < len(s.claimed); i++ {
+		if !s.claimed[i] {
+			s.taken = i
 			return i, true
 		}
 	}
@@ -149,19 +193,25 @@ func (s *slot) next() (int, bool) {
 }
 
 // release notes how a claim went.
-func (f *fetcher) release(ctx context.Context, s *slot, i int, err error) {
+func (f *fetcher) release(ctx context.Context, c claim, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer f.cond.Broadcast()
+	s := c.slot
 	s.inflight--
-	if i == plainRange {
+	switch {
+	case c.i == plainRange:
 		f.plains--
+	case c.i == smallRange:
+		f.coming--
+	case c.lap != nil:
+		f.end(c.lap, err, time.Now())
 	}
 	switch {
-	case err == nil:
-	case s.plain && i >= 0:
+	case err == nil, errors.Is(err, errLeft):
+	case s.plain && c.i >= 0:
 		// One of the ranges that the plain stream takes the place of.
-	case model.ReasonOf(err) == "RangeIgnored" && i >= 0 && len(s.have) > 1:
+	case model.ReasonOf(err) == "RangeIgnored" && c.i >= 0 && len(s.have) > 1:
 		s.plain = true
 		s.stop()
 		s.stop = nil
@@ -194,31 +244,6 @@ func (f *fetcher) openFile(s *slot) error {
 	return nil
 }
 
-// fetchRange brings what range i lacks. It goes on where a stream broke off, and gives up after some
-// tries that brought nothing.
-func (f *fetcher) fetchRange(ctx context.Context, s *slot, i int) error {
-	off, n := s.span(i)
-	for tries := 0; ; {
-		f.mu.Lock()
-		at := s.have[i]
-		f.mu.Unlock()
-		got, err := f.copy(ctx, s, off+at, n-at, false)
-		if err == nil {
-			return nil // have[i] need not say so any more: the file may be complete, and found wrong
-		}
-		if errors.Is(err, errYield) {
-			continue // the file is still open: it lacks what this range lacks
-		}
-		if got >= progress {
-			tries = 0
-		}
-		if stop := f.pause(ctx, err, tries); stop != nil {
-			return stop
-		}
-		tries++
-	}
-}
-
 // fetchPlain brings the file in one stream from its start, again from there after a failure.
 func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 	for tries := 0; ; tries++ {
@@ -229,7 +254,14 @@ func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 		f.got.Add(-s.bytes())
 		s.reset()
 		f.mu.Unlock()
-		_, err := f.copy(ctx, s, 0, s.file.Size, true)
+		_, err := f.stream(ctx, s, 0, s.file.Size, true, func(p []byte, at int64) error {
+			if _, err := s.data.WriteAt(p, at); err != nil {
+				return ours(err)
+			}
+			f.flush(s, 0, at, int64(len(p)), s.file.Size)
+			f.note(s, at, int64(len(p)))
+			return f.advance(s)
+		})
 		if err == nil {
 			return nil
 		}
@@ -239,8 +271,7 @@ func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 	}
 }
 
-// note counts n bytes that were written at off, and reports whether it is time to save. What does not
-// continue its range does not count: the content before it was given up.
+// note counts n bytes that were written at off, and reports whether it is time to save.
 func (f *fetcher) note(s *slot, off, n int64) (save bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -248,6 +279,7 @@ func (f *fetcher) note(s *slot, off, n int64) (save bool) {
 		i := int(off / s.step)
 		start, size := s.span(i)
 		part := min(n, start+size-off)
+		// What does not continue its range does not count: the content before it was given up.
 		if s.have[i] == off-start {
 			s.have[i] += part
 			s.unsaved += part
@@ -258,6 +290,19 @@ func (f *fetcher) note(s *slot, off, n int64) (save bool) {
 	return f.enough(s)
 }
 
+// flushStep is how much a stream writes before the kernel is told to begin with it. What is dirty is
+// bounded by that, so that a memory limit of the agent's has pages to reclaim.
+const flushStep = 4 << 20
+
+// flush has what was written since the last multiple of flushStep from start on begun to be written to
+// the disk, where n bytes at off complete one, or all size of them.
+func (f *fetcher) flush(s *slot, start, off, n, size int64) {
+	done := off + n - start
+	if from := (off - start) / flushStep * flushStep; done == size || done >= from+flushStep {
+		s.data.Flush(start+from, done-from)
+	}
+}
+
 // enough reports whether so much of s is not saved that it should be. f.mu is held.
 func (f *fetcher) enough(s *slot) bool {
 	return s.unsaved > 0 && (s.due || s.unsaved >= f.bound(s))
@@ -265,3 +310,8 @@ func (f *fetcher) enough(s *slot) bool {
 
 // bound is how many bytes of s may be unsaved before it is time to save. f.mu is held.
 func (f *fetcher) bound(s *slot) int64 { return saveEvery * s.step / int64(max(1, f.open)) }
+
+// finished takes a complete file off the list. f.mu is held.
+func (f *fetcher) finished(s *slot) {
+	f.large = slices.DeleteFunc(f.large, func(other *slot) bool { return other == s })
+}

@@ -46,6 +46,7 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		from, end := s.hashed, min(s.contiguous(), s.hashed+s.step)
 		var saved journal
 		var err error
+		dropped, hashed := s.dropped, s.hashed
 		// Hash first, so that what is done is not hashed again after a restart, unless hashing falls behind.
 		save := f.enough(s) && (end == from || s.unsaved >= 2*f.bound(s))
 		switch {
@@ -61,6 +62,7 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		f.mu.Unlock()
 		if save {
 			err = f.save(s, func() (journal, error) { return saved, nil })
+			f.drop(s, dropped, hashed)
 		} else {
 			var n int64
 			n, err = io.CopyBuffer(s.hashes(), io.NewSectionReader(s.data, from, end-from), buf)
@@ -75,10 +77,18 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 			}
 			return ours(fmt.Errorf("%s: %w", s.path, err))
 		}
-		if !save {
+		if save {
+			s.dropped = hashed
+		} else {
 			s.hashed = end
 		}
 	}
+}
+
+// drop gives back the memory of what is on the disk and hashed: nobody reads it before the model is
+// complete, and it would take the place of pages that somebody does read.
+func (f *fetcher) drop(s *slot, from, to int64) {
+	s.data.Drop(from, to-from)
 }
 
 // hashes is what the content is written to. It hides all but Write, so that the caller's buffer is used.
@@ -110,6 +120,7 @@ func (f *fetcher) complete(s *slot) error {
 		s.data.Close()
 		s.data = nil
 		f.open--
+		f.finished(s)
 		f.mu.Unlock()
 		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true, Text: text},
 			f.disk.Remove(s.journal()), f.disk.Remove(s.path))
@@ -117,6 +128,7 @@ func (f *fetcher) complete(s *slot) error {
 	if err := f.sync(s); err != nil {
 		return ours(err)
 	}
+	f.drop(s, 0, s.file.Size)
 	if err := s.data.Chmod(0o444); err != nil {
 		return ours(err)
 	}
@@ -129,6 +141,7 @@ func (f *fetcher) complete(s *slot) error {
 	err := s.data.Close()
 	s.data, s.sum = nil, sum
 	f.open--
+	f.finished(s)
 	f.left--
 	if s.stop != nil {
 		s.stop()
@@ -137,19 +150,31 @@ func (f *fetcher) complete(s *slot) error {
 	return err
 }
 
-// keep has everything saved now and then, however slowly it comes, until ctx is done.
+// keep has everything saved now and then, however slowly it comes, and second streams considered, until ctx
+// is done.
 func (f *fetcher) keep(ctx context.Context) {
-	tick := time.NewTicker(saveAfter)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for saved := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		f.cond.Broadcast() // whoever is idle looks for a slow range
+		if time.Since(saved) < saveAfter {
+			continue
+		}
+		saved = time.Now()
+		if err := f.settle(true); err != nil {
+			f.mu.Lock()
+			f.fail(ctx, f.slots[0], err)
+			f.mu.Unlock()
+			return
+		}
 		var due []*slot
 		f.mu.Lock()
-		for _, s := range f.slots {
+		for _, s := range f.large[:min(len(f.large), openFiles)] {
 			if s.data != nil && s.unsaved > 0 {
 				s.due = true
 				due = append(due, s)

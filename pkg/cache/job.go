@@ -35,8 +35,12 @@ type job struct {
 	origin   []model.File
 	archives []archive.Unpacked
 
+	batches int // number of the next list of small files
+
 	admitted bool // has a reservation; guarded by Cache.mu
 	broken   bool // its deletion did not succeed: nothing in it counts; guarded by Cache.mu
+
+	lane *lane // to its origin; set before anything runs
 
 	mu   sync.Mutex // guards what follows, and the slots, during run
 	cond *sync.Cond // something may be claimable, or all is over
@@ -46,12 +50,14 @@ type job struct {
 
 // slot is one content of a job.
 type slot struct {
-	file model.File
-	path string
-	step int64
+	n     int // in job.slots
+	file  model.File
+	path  string
+	step  int64
+	small bool // comes whole, and has no journal of its own
 
-	have   []int64 // bytes of each range that are written, from its start
-	hash   hash.Hash
+	have   []int64      // bytes of each range that are written, from its start
+	hash   hash.Hash    // nil of a small file
 	check  hash.Hash    // of file.Check; nil where there is none
 	hashed int64        // bytes from the start that are in hash and check
 	sum    model.Digest // once complete and verified
@@ -66,17 +72,20 @@ type slot struct {
 	data     *durable.File
 	opening  bool
 	claimed  []bool
+	taken    int // ranges before it are claimed
 	inflight int
 	hashing  bool            // somebody has the token to hash and to save
 	unsaved  int64           // bytes written since the last journal
 	due      bool            // to be saved however little that is
+	dropped  int64           // bytes from the start that need not be in the page cache
 	plain    bool            // the origin ignores ranges: one stream from the start
 	ctx      context.Context // of the streams of this file; made by the first, ended by stop
 	stop     context.CancelFunc
 }
 
-func newSlot(path string, f model.File, step int64) *slot {
-	s := &slot{file: f, path: path, step: step}
+func newSlot(dir string, n int, f model.File, step int64) *slot {
+	s := &slot{n: n, file: f, path: filepath.Join(dir, fmt.Sprintf("%05d", n)), step: step}
+	s.small = f.Archive == "" && f.Size <= min(step/smallShare, bufferSize)
 	s.reset()
 	return s
 }
@@ -84,9 +93,11 @@ func newSlot(path string, f model.File, step int64) *slot {
 // reset forgets all content.
 func (s *slot) reset() {
 	n := int((s.file.Size + s.step - 1) / s.step)
-	s.have, s.claimed, s.sum = make([]int64, n), nil, ""
-	s.unsaved, s.due = 0, false
-	s.unhash()
+	s.have, s.claimed, s.taken, s.sum = make([]int64, n), nil, 0, ""
+	s.unsaved, s.due, s.dropped = 0, false, 0
+	if !s.small {
+		s.unhash()
+	}
 }
 
 // unhash forgets what was hashed, so that hashing begins at the start again.
@@ -134,7 +145,7 @@ func newJob(disk durable.Disk, dir string, p plan) *job {
 		}
 		known[of] = len(j.slots)
 		j.of = append(j.of, len(j.slots))
-		j.slots = append(j.slots, newSlot(filepath.Join(dir, fmt.Sprintf("%05d", len(j.slots))), f, p.Step))
+		j.slots = append(j.slots, newSlot(dir, len(j.slots), f, p.Step))
 	}
 	return j
 }
@@ -178,6 +189,10 @@ func (c *Cache) resume(name string) (*job, error) {
 	if content(p.Manifest.Files) > c.limit {
 		return nil, fmt.Errorf("%s: more than the limit of %s", dir, bytesText(c.limit))
 	}
+	sums, err := j.readBatches()
+	if err != nil {
+		return nil, err
+	}
 	for _, s := range j.slots {
 		if ok, err := c.resumeUnpacked(s); err != nil {
 			return nil, err
@@ -185,11 +200,12 @@ func (c *Cache) resume(name string) (*job, error) {
 			j.admitted = j.admitted || s.own > 0
 			continue
 		}
-		var saved journal
 		info, err := os.Lstat(s.path)
-		if err != nil || info.Size() != s.file.Size || readJSON(s.journal(), &saved) != nil || !s.restore(saved) {
+		saved := journal{Sum: sums[s.n]}
+		read := err == nil && info.Size() == s.file.Size && (saved.Sum != "" || !s.small && readJSON(s.journal(), &saved) == nil)
+		if !read || !s.restore(saved) {
 			s.reset() // fetched again: nothing says what is in it
-			if err == nil && durable.Links(info) > 1 {
+			if err == nil && (s.small || durable.Links(info) > 1) {
 				// A blob that others have, linked just before a crash: not to be written into.
 				if err := c.disk.Remove(s.path); err != nil {
 					return nil, err
@@ -221,7 +237,7 @@ func (c *Cache) resume(name string) (*job, error) {
 // restore takes over what a journal says, or reports that it makes no sense.
 func (s *slot) restore(saved journal) bool {
 	if saved.Sum != "" {
-		s.sum, s.linked = saved.Sum, saved.Linked
+		s.sum = saved.Sum
 		return s.file.Digest == "" || s.file.Digest == s.sum
 	}
 	if len(saved.Done) != (len(s.have)+7)/8 || saved.Hashed < 0 || saved.Hashed > s.file.Size {
@@ -340,6 +356,7 @@ func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) 
 	if err := c.disk.SyncDir(c.at.partials()); err != nil {
 		return nil, err
 	}
+	here := map[int]model.Digest{}
 	for _, s := range j.slots {
 		if ok, err := c.linkUnpacked(s); err != nil {
 			return nil, err
@@ -347,18 +364,19 @@ func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) 
 			continue
 		}
 		c.mu.Lock()
-		size, here := c.blobs[s.file.Digest]
+		size, ok := c.blobs[s.file.Digest]
 		c.mu.Unlock()
-		if !here || size != s.file.Size {
+		if !ok || size != s.file.Size {
 			continue
 		}
 		if err := c.disk.Link(c.at.blob(s.file.Digest), s.path); err != nil {
 			return nil, err
 		}
-		if err := writeJSON(c.disk, s.journal(), journal{Sum: s.file.Digest, Linked: true}, 0o600); err != nil {
-			return nil, err
-		}
 		s.sum, s.linked = s.file.Digest, true
+		here[s.n] = s.sum
+	}
+	if err := j.writeBatch(here); err != nil {
+		return nil, err
 	}
 	j.count()
 	c.mu.Lock()
@@ -383,14 +401,16 @@ func content(files []model.File) (sum int64) {
 // the same file was fetched.
 func trust(files, known []model.File) []model.File {
 	files = slices.Clone(files)
+	at := make(map[string]model.File, len(known))
+	for _, k := range known {
+		at[k.Path] = k
+	}
 	for i, f := range files {
 		if f.Digest != "" || f.Version == "" {
 			continue
 		}
-		for _, k := range known {
-			if k.Path == f.Path && k.Size == f.Size && k.Version == f.Version {
-				files[i].Digest = k.Digest
-			}
+		if k, ok := at[f.Path]; ok && k.Size == f.Size && k.Version == f.Version {
+			files[i].Digest = k.Digest
 		}
 	}
 	return files
@@ -423,10 +443,10 @@ func (c *Cache) same(e *entry, ref model.Ref, hub model.Hub) error {
 	return nil
 }
 
-// allocate takes the blocks for what is still to come.
+// allocate takes the blocks for what is still to come, of small files apart: see unallocated.
 func (j *job) allocate() error {
 	for _, s := range j.slots {
-		if s.sum != "" {
+		if s.sum != "" || s.small {
 			continue
 		}
 		f, err := j.disk.OpenFile(s.path, 0o600)
@@ -451,6 +471,18 @@ func (j *job) allocated() int64 {
 		sum += s.own // synced, and so on the disk
 		if info, err := os.Lstat(s.path); err == nil && !s.linked {
 			sum += min(durable.Allocated(info), s.file.Size)
+		}
+	}
+	return sum
+}
+
+// unallocated is how many bytes j was promised and has not taken blocks for.
+func (j *job) unallocated() (sum int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.slots {
+		if s.small && s.sum == "" {
+			sum += s.file.Size
 		}
 	}
 	return sum

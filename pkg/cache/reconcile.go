@@ -207,7 +207,7 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	if err := c.inTheWay(e); err != nil {
 		return err
 	}
-	m, err := resolve(ctx, src, ref)
+	m, err := c.look(ctx, src, ref)
 	if err != nil {
 		return err
 	}

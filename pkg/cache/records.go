@@ -62,8 +62,6 @@ type journal struct {
 	Check  []byte        `json:"check,omitempty"`  // state of the hash of the origin's own checksum
 	// Sum is the digest of the whole file, set once it is complete and verified.
 	Sum model.Digest `json:"sum,omitempty"`
-	// Linked says that the content was here already, as a blob.
-	Linked bool `json:"linked,omitempty"`
 	// Unpacked says that the file is an archive whose members are here in its place.
 	Unpacked bool             `json:"unpacked,omitempty"`
 	Members  []archive.Member `json:"members,omitempty"`

@@ -84,11 +84,14 @@ func (c *Cache) room(j *job) (int64, error) {
 		used, reserved = used-j.got.Load(), reserved-(j.fetch-j.got.Load()+j.spare)
 	}
 	room := c.limit - used - reserved
-	// On the disk the blocks of other jobs are taken already, but for what they unpack into, and j's own are what it
-	// has allocated.
+	// On the disk the blocks of other jobs are taken already, but for those of small files and what they unpack
+	// into, and j's own are what it has allocated.
 	for _, m := range c.models {
 		if m.job != nil && m.job != j {
 			free -= m.job.spare
+			if m.job.admitted {
+				free -= m.job.unallocated()
+			}
 		}
 	}
 	return min(room, free-c.keepFree+j.allocated()), nil

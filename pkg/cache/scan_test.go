@@ -124,7 +124,7 @@ func TestABlobIsNotWrittenInto(t *testing.T) {
 		o.put("a", "r1", map[string][]byte{"f": shared})
 		cfg := config(root)
 		cfg.disk.Fault = func(op, path string) error {
-			if strings.HasPrefix(path, layout(root).partial("a")) && (strings.HasSuffix(path, "00000.json") || op == "remove") {
+			if strings.HasPrefix(path, layout(root).partial("a")) && (strings.HasSuffix(path, "done-00001.json") || op == "remove") {
 				return errCrash
 			}
 			return nil

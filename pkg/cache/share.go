@@ -5,16 +5,20 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 // streams shares the concurrent reads from origins among the models in progress, so that a slow origin
 // holds back its own model and no other. A free one goes to the model that reads through the fewest. If
 // none is free, the model that reads through the most gives one up to another that has at least two
 // fewer: its range goes on where it was, with its next turn. A model keeps its last one, so there should
-// be no more models in progress than streams.
+// be no more models in progress than streams. How many of them go to one origin is up to its lane, which is
+// shared in the same way among the models from there.
 type streams struct {
 	mu      sync.Mutex
+	most    int
 	free    int
+	lanes   map[string]*lane // by origin; as many as there ever were origins
 	held    map[*job][]*turn
 	waiting []*waiter // in the order in which they came
 	leaving *turn     // asked to end, and has not yet: one at a time
@@ -23,10 +27,12 @@ type streams struct {
 
 // turn is the right to one stream, with its buffer.
 type turn struct {
-	of   *job
-	buf  []byte
-	firm bool // not given up for another: it would begin again at its start
-	end  context.CancelCauseFunc
+	of    *job
+	lane  *lane
+	buf   []byte
+	firm  bool // not given up for another: it would begin again at its start
+	began time.Time
+	end   context.CancelCauseFunc
 }
 
 type waiter struct {
@@ -37,13 +43,27 @@ type waiter struct {
 // errYield ends a stream for the sake of another model's.
 var errYield = errors.New("another model's turn")
 
-func newStreams(n int) *streams { return &streams{free: n, held: map[*job][]*turn{}} }
+func newStreams(n int) *streams {
+	return &streams{most: n, free: n, held: map[*job][]*turn{}, lanes: map[string]*lane{}}
+}
+
+// lane is the one to an origin.
+func (s *streams) lane(origin string) *lane {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.lanes[origin]
+	if l == nil {
+		l = newLane(s.most)
+		s.lanes[origin] = l
+	}
+	return l
+}
 
 // take waits for a turn. The context that it returns ends with it, at latest when it is given back. A turn
 // that is asked back before it was received fails with errYield, as it ends with that later.
 func (s *streams) take(ctx context.Context, of *job, firm bool) (context.Context, *turn, error) {
 	ctx, end := context.WithCancelCause(ctx)
-	w := &waiter{turn: turn{of: of, firm: firm, end: end}, dealt: make(chan *turn, 1)}
+	w := &waiter{turn: turn{of: of, lane: of.lane, firm: firm, end: end}, dealt: make(chan *turn, 1)}
 	s.mu.Lock()
 	s.waiting = append(s.waiting, w)
 	s.deal()
@@ -79,6 +99,7 @@ func (s *streams) give(t *turn) {
 	if s.leaving == t {
 		s.leaving = nil
 	}
+	t.lane.busy--
 	s.free++
 	s.spare = append(s.spare, t.buf)
 	s.deal()
@@ -89,38 +110,46 @@ func (s *streams) give(t *turn) {
 
 // deal gives what is free to those who wait, or sees to it that something becomes free. s.mu is held.
 func (s *streams) deal() {
-	for len(s.waiting) > 0 {
-		next := 0
+	now := time.Now()
+	for s.free > 0 {
+		next := -1
 		for i, w := range s.waiting {
-			if len(s.held[w.of]) < len(s.held[s.waiting[next].of]) {
+			if w.lane.open(now) && (next < 0 || len(s.held[w.of]) < len(s.held[s.waiting[next].of])) {
 				next = i
 			}
 		}
-		w := s.waiting[next]
-		if s.free == 0 {
-			s.ask(len(s.held[w.of]))
-			return
+		if next < 0 {
+			break
 		}
-		s.free--
+		t := &s.waiting[next].turn
+		dealt := s.waiting[next].dealt
 		s.waiting = slices.Delete(s.waiting, next, next+1)
-		t := &w.turn
+		s.free--
+		t.lane.busy++
+		t.began = now
 		if last := len(s.spare) - 1; last >= 0 {
 			t.buf, s.spare = s.spare[last], s.spare[:last]
 		} else {
 			t.buf = make([]byte, bufferSize)
 		}
 		s.held[t.of] = append(s.held[t.of], t)
-		w.dealt <- t
+		dealt <- t
+	}
+	for _, w := range s.waiting {
+		if s.leaving == nil && w.lane.shut(now) == 0 {
+			s.ask(w)
+		}
 	}
 }
 
-// ask ends the newest turn of the model that has the most, for one that has so few. s.mu is held.
-func (s *streams) ask(few int) {
-	if s.leaving != nil {
-		return
-	}
-	most := few + 1
-	for _, turns := range s.held {
+// ask ends the newest turn of the model that has the most, for one that has too few, if that would help
+// it: a full lane needs one of its own. s.mu is held.
+func (s *streams) ask(w *waiter) {
+	most := len(s.held[w.of]) + 1
+	for of, turns := range s.held {
+		if w.lane.busy >= w.lane.limit && of.lane != w.lane {
+			continue
+		}
 		at := len(turns) - 1
 		for at >= 0 && turns[at].firm {
 			at--
@@ -132,4 +161,53 @@ func (s *streams) ask(few int) {
 	if s.leaving != nil {
 		s.leaving.end(errYield)
 	}
+}
+
+// answered notes that the first byte of t's origin is here.
+func (s *streams) answered(t *turn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.lane.answered(time.Since(t.began))
+}
+
+// moved notes n bytes that came through t.
+func (s *streams) moved(t *turn, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hungry := slices.ContainsFunc(s.waiting, func(w *waiter) bool { return w.lane == t.lane })
+	if t.lane.moved(n, time.Now(), hungry) {
+		s.deal()
+	}
+}
+
+// failed notes that the origin failed t, or one that was asked without a turn, as of began.
+func (s *streams) failed(l *lane, err error, began time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	l.failed(err, began, now)
+	if wait := l.shut(now); wait > 0 {
+		time.AfterFunc(wait, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.deal()
+		})
+	}
+}
+
+// shut is until when nothing may be asked of an origin; zero where it may.
+func (s *streams) shut(l *lane) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.shut(time.Now()) == 0 {
+		return time.Time{}
+	}
+	return l.until
+}
+
+// idle reports whether another stream may begin through l and nobody waits for one.
+func (s *streams) idle(l *lane) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.free > 0 && len(s.waiting) == 0 && l.open(time.Now())
 }

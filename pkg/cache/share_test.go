@@ -80,7 +80,9 @@ func TestSlowOriginsHoldUpNobodyElse(t *testing.T) {
 
 func TestStreamsAreSharedEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, a, b, c := newStreams(6), &job{}, &job{}, &job{}
+		s := newStreams(6)
+		l := &lane{limit: 6, cap: 6, proven: 6}
+		a, b, c := &job{lane: l}, &job{lane: l}, &job{lane: l}
 		// hold takes n streams and gives each back when another model is to have it, then asks again.
 		hold := func(of *job, n int, firm bool) {
 			for range n {
@@ -116,8 +118,21 @@ func TestStreamsAreSharedEvenly(t *testing.T) {
 		require.ElementsMatch(t, []int{3, 2}, held()[:2], "no more than it asks for")
 		require.Equal(t, 1, held()[2])
 
+		// A lane of two of many streams is shared in the same way, and others do not wait for it.
+		s = newStreams(16)
+		narrow := &lane{limit: 2, cap: 2, proven: 2}
+		a, b, c = &job{lane: narrow}, &job{lane: narrow}, &job{lane: newLane(16)}
+		hold(a, 4, false)
+		require.Equal(t, []int{2, 0, 0}, held())
+		hold(b, 4, false)
+		require.Equal(t, []int{1, 1, 0}, held())
+		hold(c, 5, false)
+		require.Equal(t, []int{1, 1, 5}, held())
+
 		// Firm ones stay.
 		s = newStreams(4)
+		l = &lane{limit: 4, cap: 4, proven: 4}
+		a, b, c = &job{lane: l}, &job{lane: l}, &job{lane: l}
 		hold(a, 4, true)
 		require.Equal(t, []int{4, 0, 0}, held())
 		hold(b, 2, false)
@@ -135,7 +150,7 @@ func TestStreamsAreSharedEvenly(t *testing.T) {
 // A turn may be asked back between the dealing and the receiving. That is no failure of the origin's, which
 // would count as a try and have the range wait.
 func TestATurnThatIsAskedBackAtOnceIsAYield(t *testing.T) {
-	s, a := newStreams(1), &job{}
+	s, a := newStreams(1), &job{lane: newLane(1)}
 	ctx, end := context.WithCancelCause(t.Context())
 	end(errYield)
 	for range 100 { // either may be seen first

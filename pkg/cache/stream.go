@@ -23,6 +23,8 @@ func (f *fetcher) pause(ctx context.Context, err error, tries int) error {
 	switch model.ReasonOf(err) {
 	case "RangeIgnored", "Changed":
 		return err
+	case "Throttled":
+		return nil // the lane is shut for as long as it takes
 	}
 	timer := time.NewTimer(max(backoff(tries), min(model.RetryAfter(err), patience)))
 	defer timer.Stop()
@@ -55,10 +57,10 @@ const (
 	stallBytes = 32 << 10
 )
 
-// copy writes n bytes from off to their place, through one stream. It returns how many came. The stream
-// is given up when too little arrives within stallAfter; how long it takes in all does not matter. A firm
-// one is not given up for another model's, and hashes as it goes.
-func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, firm bool) (at int64, err error) {
+// stream gives n bytes from off to sink, buffer by buffer with their distance from off, through one stream. It
+// returns how many came. The stream is given up when too little arrives within stallAfter; how long it takes
+// in all does not matter, nor what sink takes. A firm one is not given up for another model's.
+func (f *fetcher) stream(ctx context.Context, s *slot, off, n int64, firm bool, sink func(p []byte, at int64) error) (at int64, err error) {
 	ctx, t, err := f.streams.take(ctx, f.job, firm)
 	if err != nil {
 		return 0, err
@@ -68,10 +70,12 @@ func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, firm bool) (a
 		"less than %d KiB from the origin in %s", stallBytes>>10, stallAfter)}
 	timer := time.AfterFunc(stallAfter, func() { t.end(stalled) })
 	defer timer.Stop()
+	// because is why, as far as somebody decided it; what the origin did is told to its lane.
 	because := func(err error) error {
 		if cause := context.Cause(ctx); cause != nil {
-			return cause
+			err = cause
 		}
+		f.streams.failed(t.lane, err, t.began)
 		return err
 	}
 	body, err := f.src.Open(ctx, f.ref, s.file, off, n)
@@ -87,7 +91,11 @@ func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, firm bool) (a
 		for fill < end && err == nil {
 			var k int
 			k, err = body.Read(t.buf[fill:end])
+			if at == 0 && fill == 0 && k > 0 {
+				f.streams.answered(t)
+			}
 			fill += k
+			f.streams.moved(t, k)
 			if lately += k; lately >= stallBytes {
 				lately = 0
 				timer.Reset(stallAfter)
@@ -96,22 +104,13 @@ func (f *fetcher) copy(ctx context.Context, s *slot, off, n int64, firm bool) (a
 		if fill == 0 {
 			break
 		}
-		if _, err := s.data.WriteAt(t.buf[:fill], off+at); err != nil {
-			return at, ours(err)
-		}
 		f.fetched.Add(int64(fill))
-		if at+int64(fill) == n {
-			s.data.Flush(off, n) // before it counts: the file may be complete then, and closed
+		timer.Stop() // the wait is ours now
+		if err := sink(t.buf[:fill], at); err != nil {
+			return at, err
 		}
-		save := f.note(s, off+at, int64(fill))
+		timer.Reset(stallAfter)
 		at += int64(fill)
-		if save || firm {
-			timer.Stop() // the wait is ours now
-			if err := f.advance(s); err != nil {
-				return at, err
-			}
-			timer.Reset(stallAfter)
-		}
 	}
 	switch {
 	case at == n:

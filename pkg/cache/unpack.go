@@ -347,6 +347,7 @@ func fill(f *durable.File, size int64, content io.Reader) (model.Digest, error) 
 	if err := f.Sync(); err != nil {
 		return "", ours(err)
 	}
+	f.Drop(0, size)
 	if err := f.Chmod(0o444); err != nil {
 		return "", ours(err)
 	}
