@@ -22,7 +22,7 @@ type Config struct {
 	// last 15 % of it stay free: there the kubelet begins to evict pods (imagefs.available).
 	// With a limit of one's own only the filesystem's end is respected.
 	Limit     int64
-	Streams   int   // concurrent reads from origins, all models together; 0 means 16
+	Streams   int   // concurrent reads from origins at most, all models together; 0 means 32
 	RangeSize int64 // bytes per read of a large file; 0 means 16 MiB
 	// Unlabelled, if set, returns once nothing sends pods to this node for the named model any more. It
 	// is called before a visible model goes away, when the inventory says Removing.
@@ -40,7 +40,7 @@ type Config struct {
 }
 
 const (
-	defaultStreams   = 16
+	defaultStreams   = 32
 	defaultRangeSize = 16 << 20
 	minRangeSize     = 64 << 10
 )

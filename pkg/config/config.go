@@ -256,7 +256,7 @@ func Default() Config {
 		Labels:       Labels{Sink: "node", Condition: true, Events: true},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
-			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 16, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
+			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Scrub: Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
