@@ -12,14 +12,16 @@
 // Layout under Config.Root, which is one filesystem, because models are hard links of blobs:
 //
 //	models/by-name/<name>/            what pods mount, read-only; appears and changes in one rename
-//	models/by-name/<name>@<rev12>/    the same for pods that pin; goes with the revision
+//	models/by-name/<name>@<rev12>/    the same for pods that pin; stays while the revision is current or kept as old
 //	models/hub/models--org--name/     of what is from a hub: refs, snapshots/<commit>, trees, for HF_HUB_CACHE
 //	store/blobs/sha256/ab/<hex>       content; with a link count of one nobody uses it
 //	store/partial/<name>/             plan.json, and per file NNNNN (data) and NNNNN.json (journal: how far
 //	                                  each range has come, and the state of the hash); NNNNN.d holds the members of
 //	                                  an archive, once the journal says so in its place
 //	store/manifests/<name>.json       what the visible directory holds; <name>+next.json while it is exchanged
+//	store/revisions/<name>@<rev12>.json  the same of an old revision
 //	store/state/<name>.json           wishes, pins, last use
+//	store/scrub.json                  how far the content has been read again
 //	store/lock                        held (flock) while the cache is open; says that store/ is a cache's
 //
 // What somebody else put into models/by-name stays, counts as used, and is in the way of a model of that
