@@ -89,7 +89,7 @@ func (m *Monitor) Cordon(ctx context.Context, id gpu.UUID, reason string) error 
 // GPU out of use.
 func (m *Monitor) Uncordon(ctx context.Context, id gpu.UUID) (ended []string, left gpu.Health, err error) {
 	err = m.change(ctx, id, func(g *tracked) {
-		ended = g.state.uncordon()
+		ended = g.state.uncordon(time.Now())
 		left = g.verdict()
 		m.log.Info("GPU uncordoned", "gpu", g.device.Index, "uuid", id, "ended", strings.Join(ended, "; "))
 	})
@@ -108,6 +108,7 @@ func (m *Monitor) Release(ctx context.Context, d time.Duration) error {
 		if inv.released == nil {
 			inv.released = &release{}
 		}
+		inv.say()
 		inv.released.until = time.Now().Add(d)
 		if inv.closedByUs {
 			freed <- nil // only longer
@@ -131,12 +132,27 @@ func (m *Monitor) Release(ctx context.Context, d time.Duration) error {
 // Resume ends a Release early; without one it does nothing.
 func (m *Monitor) Resume(ctx context.Context) error {
 	return m.do(ctx, func(inv *inventory) error {
-		if inv.released != nil {
-			inv.released.done(errors.New("resumed before the driver was let go of"))
-		}
-		inv.released = nil
+		inv.say()
+		inv.resume()
+		m.publish(inv)
 		return nil
 	})
+}
+
+// say notes when release or resume was said. A clock that went back makes no later word an earlier one.
+func (inv *inventory) say() {
+	now := time.Now()
+	if !now.After(inv.releaseSaid) {
+		now = inv.releaseSaid.Add(1)
+	}
+	inv.releaseSaid = now
+}
+
+func (inv *inventory) resume() {
+	if inv.released != nil {
+		inv.released.done(errors.New("resumed before the driver was let go of"))
+	}
+	inv.released = nil
 }
 
 // rest waits, with the driver let go of, until the release is over. It reports false when ctx is done.

@@ -78,7 +78,9 @@ func TestARecordThatSomebodyElseWroteIsWrittenAgain(t *testing.T) {
 	})
 }
 
-func TestACordonGivenToTheAgentThatLeavesHolds(t *testing.T) {
+// two runs two agents on one state directory: the first is there already when the second starts.
+func two(t *testing.T, test func(t *testing.T, leaves, stays *Monitor, stop func())) {
+	t.Helper()
 	k := newNode(t)
 	synctest.Test(t, func(t *testing.T) {
 		next := func() *Monitor {
@@ -93,6 +95,13 @@ func TestACordonGivenToTheAgentThatLeavesHolds(t *testing.T) {
 		pass(time.Second)
 		stopStays := running(t, stays)
 		pass(time.Second)
+		test(t, leaves, stays, stop)
+		stopStays()
+	})
+}
+
+func TestACordonGivenToTheAgentThatLeavesHolds(t *testing.T) {
+	two(t, func(t *testing.T, leaves, stays *Monitor, stop func()) {
 		_, _, err := stays.Uncordon(t.Context(), "GPU-1")
 		require.NoError(t, err)
 		require.NoError(t, leaves.Cordon(t.Context(), "GPU-2", "fan is loud"))
@@ -105,7 +114,67 @@ func TestACordonGivenToTheAgentThatLeavesHolds(t *testing.T) {
 		require.NoError(t, err)
 		pass(2 * lookAgain)
 		require.Equal(t, 7, stays.Get().HealthyCount())
-		stopStays()
+	})
+}
+
+func TestAnUncordonGivenToTheAgentThatLeavesHolds(t *testing.T) {
+	two(t, func(t *testing.T, leaves, stays *Monitor, stop func()) {
+		for _, m := range []*Monitor{leaves, stays} {
+			m.driver.(*script).xid(4, 119)
+		}
+		require.NoError(t, stays.Cordon(t.Context(), "GPU-2", "x"))
+		_, _, err := leaves.Uncordon(t.Context(), "GPU-1")
+		require.NoError(t, err)
+		_, _, err = leaves.Uncordon(t.Context(), "GPU-4")
+		require.NoError(t, err)
+		pass(time.Millisecond)
+		stays.driver.(*script).xid(4, 79) // after the word
+		pass(2*lookEvery + time.Second)
+		for who, m := range map[string]*Monitor{"leaves": leaves, "stays": stays} {
+			require.True(t, m.Get().Devices[1].Health.OK(), who)
+			require.Equal(t, gpu.Cordoned, m.Get().Devices[2].Health.Reason, who)
+		}
+		require.True(t, leaves.Get().Devices[4].Health.OK())
+		require.Regexp(t, `^XID 79 \([A-Z_]+\)$`, stays.Get().Devices[4].Health.Text)
+		require.NoError(t, leaves.Cordon(t.Context(), "GPU-1", "again"))
+		stop()
+		pass(2*lookEvery + time.Second)
+		require.Equal(t, "cordoned: again", stays.Get().Devices[1].Health.Text)
+	})
+}
+
+func TestAReleaseGivenToEitherAgentIsOneOfBoth(t *testing.T) {
+	two(t, func(t *testing.T, leaves, stays *Monitor, stop func()) {
+		both := func(healthy int) {
+			t.Helper()
+			pass(2*lookEvery + listenFor)
+			require.Equal(t, healthy, leaves.Get().HealthyCount())
+			require.Equal(t, healthy, stays.Get().HealthyCount())
+		}
+		require.NoError(t, leaves.Release(t.Context(), time.Minute))
+		both(0)
+		d := stays.driver.(*script)
+		d.do(func() { require.Equal(t, 1, d.closes) })
+		require.NoError(t, stays.Resume(t.Context()))
+		both(7)
+		require.NoError(t, stays.Release(t.Context(), time.Hour))
+		both(0)
+		require.NoError(t, leaves.Release(t.Context(), time.Minute))
+		both(0)
+		stop()
+		pass(time.Minute)
+		require.Equal(t, 7, stays.Get().HealthyCount(), "the last word counts")
+	})
+}
+
+func TestTwoAgentsDoNotWriteInTurns(t *testing.T) {
+	two(t, func(t *testing.T, leaves, stays *Monitor, stop func()) {
+		require.NoError(t, leaves.Cordon(t.Context(), "GPU-2", "x"))
+		pass(lookAgain / 2)
+		before := [2]os.FileInfo{leaves.keeper.written, stays.keeper.written}
+		pass(lookAgain / 3)
+		require.Equal(t, before, [2]os.FileInfo{leaves.keeper.written, stays.keeper.written})
+		stop()
 	})
 }
 

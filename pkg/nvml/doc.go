@@ -1,7 +1,7 @@
 // Package nvml is the only owner of libnvidia-ml: it publishes what the driver says as gpu.Snapshot values.
 //
 // One loop (Monitor.Run) owns all state and never enters C. Those who enter C own nothing that the loop
-// reads: a reader per GPU, asked once an interval, a listener for the driver's events, and one who counts the GPUs. A C call cannot be
+// reads: a reader per GPU, asked once an interval, a listener per GPU for the driver's events, and one who counts the GPUs. A C call cannot be
 // cancelled, so an answer that misses its deadline makes that one GPU Hung until the call comes back; no
 // other GPU waits for it.
 //

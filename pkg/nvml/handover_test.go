@@ -101,6 +101,8 @@ func TestACordonMayEndWhileTheDriverIsAway(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []string{"cordoned: fan is loud"}, ended)
 		require.Equal(t, gpu.Lost, left.Reason)
+	})
+	newNode(t).play(t, away, func(t *testing.T, m *Monitor, _ *script) {
 		require.ErrorContains(t, m.Cordon(t.Context(), "GPU-6", "x"), "the driver has named none (driver away)")
 	})
 	k.play(t, eight, func(t *testing.T, m *Monitor, _ *script) { require.Equal(t, 8, m.Get().HealthyCount()) })

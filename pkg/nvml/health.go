@@ -322,15 +322,16 @@ func (h *health) noticed() []gpu.Notice {
 }
 
 // uncordon takes an operator's word that the GPU may be used: it ends the cordon and every trouble that does
-// not stop the GPU from answering, and accepts the conditions that last. It says what it ended.
-func (h *health) uncordon() (ended []string) {
-	if h.cordon != nil {
+// not stop the GPU from answering, and accepts the conditions that last. It says what it ended. What began after the
+// word was given stays.
+func (h *health) uncordon(at time.Time) (ended []string) {
+	if h.cordon != nil && !h.cordon.Since.After(at) {
 		ended = append(ended, "cordoned: "+h.cordon.Reason)
+		h.cordon = nil
 	}
-	h.cordon, h.recoveries, h.questions = nil, nil, nil
-	h.uncordoned = time.Now()
+	h.recoveries, h.questions, h.uncordoned = nil, nil, at
 	h.troubles = slices.DeleteFunc(h.troubles, func(t trouble) bool {
-		if unreachable(t.Reason) {
+		if unreachable(t.Reason) || t.Since.After(at) {
 			return false
 		}
 		ended = append(ended, t.Text)

@@ -17,13 +17,14 @@ type inventory struct {
 	gpus         []*tracked
 	unidentified int // GPUs that the driver counts and that have never said who they are
 
-	rules      rules
-	boot       string // id of this boot of the node
-	sessions   int    // that were opened
-	released   *release
-	closedByUs bool                   // the driver is let go of
-	remembered map[gpu.UUID]gpuRecord // kept from before this start, of GPUs not seen since
-	stateError string                 // why what was kept could not be read
+	rules       rules
+	boot        string // id of this boot of the node
+	sessions    int    // that were opened
+	released    *release
+	releaseSaid time.Time              // when an operator said release or resume last
+	closedByUs  bool                   // the driver is let go of
+	remembered  map[gpu.UUID]gpuRecord // kept from before this start, of GPUs not seen since
+	stateError  string                 // why what was kept could not be read
 }
 
 // tracked is one physical GPU.

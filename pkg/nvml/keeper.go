@@ -23,8 +23,11 @@ const (
 	readTries = 3
 	// writeAgain is the pause after a write that failed.
 	writeAgain = 10 * time.Second
-	// lookAgain is how often it is looked whether the file is still ours: during a rolling update the agent that
-	// leaves may write last.
+	// lookEvery is how often it is looked whether the file is still ours: during a rolling update there is another
+	// agent, and an operator may have spoken to that one.
+	lookEvery = 2 * time.Second
+	// lookAgain is after how long a file is written over that somebody else wrote and that says nothing new: the
+	// agent that leaves may write last.
 	lookAgain = time.Minute
 )
 
@@ -36,12 +39,14 @@ type keeper struct {
 	disk     durable.Disk
 	log      *slog.Logger
 
-	// met, if set, takes over what another agent wrote, until quit is closed.
-	met    func(r record, quit <-chan struct{})
+	// met, if set, takes over what another agent wrote, until quit is closed, and reports whether that one does
+	// not know everything that an operator said here.
+	met    func(r record, quit <-chan struct{}) (behind bool)
 	loaded time.Time // when the record was read
 
 	last    edition     // owned by the loop
-	written os.FileInfo // the file of the last write; owned by run
+	written os.FileInfo // the file of the last write, or that was read; owned by run
+	wroteAt time.Time   // of the same
 	wanted  watch.Value[edition]
 	done    watch.Value[kept]
 }
@@ -67,9 +72,10 @@ func (k *keeper) load() (record, error) {
 	}
 	k.loaded = time.Now()
 	path := filepath.Join(k.dir, recordName)
+	found, _ := os.Stat(path) // before it is read: what is written after that is looked at again
 	data, r, err := readRecord(path)
 	if err == nil {
-		k.last.data = data
+		k.last.data, k.written, k.wroteAt = data, found, k.loaded
 		return r, nil
 	}
 	_, r, copyErr := readRecord(filepath.Join(k.dir, copyName))
@@ -137,15 +143,15 @@ func (k *keeper) await(ctx context.Context, number int) error {
 // run writes until quit is closed, and then once more if something is not on the disk.
 func (k *keeper) run(quit <-chan struct{}) {
 	for {
-		k.meet(quit)
+		behind := k.meet(quit)
 		next, changed := k.wanted.Watch()
 		done := k.done.Get()
-		if next.number > done.number || done.err != nil || next.number > 0 && !k.stands() {
+		if next.number > done.number || done.err != nil || next.number > 0 && !k.stands() && (behind || time.Since(k.wroteAt) >= lookAgain) {
 			done = kept{next.number, k.write(next.data)}
 			k.say(done.err)
 			k.done.Set(done)
 		}
-		pause := lookAgain
+		pause := lookEvery
 		if done.err != nil {
 			pause = writeAgain
 		}
@@ -171,6 +177,7 @@ func (k *keeper) write(data []byte) error {
 		return err
 	}
 	var err error
+	k.wroteAt = time.Now()
 	if k.written, err = os.Stat(path); err != nil {
 		return err
 	}

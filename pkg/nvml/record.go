@@ -20,6 +20,7 @@ const recordVersion = 1
 type record struct {
 	Version       int         `json:"version"`
 	ReleasedUntil time.Time   `json:"releasedUntil,omitzero"`
+	ReleaseSaid   time.Time   `json:"releaseSaid,omitzero"` // when release or resume was said last
 	GPUs          []gpuRecord `json:"gpus"`
 	// Devices are all GPUs while the driver is let go of: who starts then must not ask it which there are.
 	Devices []gpu.Device `json:"devices,omitempty"`
@@ -30,6 +31,7 @@ type gpuRecord struct {
 	UUID         gpu.UUID     `json:"uuid"`
 	Troubles     []trouble    `json:"troubles,omitempty"`
 	Cordon       *cordon      `json:"cordon,omitempty"`
+	Uncordoned   time.Time    `json:"uncordoned,omitzero"` // within the last day; for another agent, see meet
 	Acknowledged []gpu.Reason `json:"acknowledged,omitempty"`
 	Recoveries   []time.Time  `json:"recoveries,omitempty"`
 	Persistent   bool         `json:"persistenceMode,omitempty"`
@@ -39,25 +41,30 @@ type gpuRecord struct {
 
 // empty says that there is nothing to keep.
 func (r gpuRecord) empty() bool {
-	return len(r.Troubles) == 0 && r.Cordon == nil && len(r.Acknowledged) == 0 && len(r.Recoveries) == 0
+	return len(r.Troubles) == 0 && r.Cordon == nil && len(r.Acknowledged) == 0 && len(r.Recoveries) == 0 &&
+		r.Uncordoned.IsZero()
 }
 
 func (h *health) record(id gpu.UUID) gpuRecord {
-	return gpuRecord{
+	r := gpuRecord{
 		UUID: id, Troubles: h.troubles, Cordon: h.cordon, Acknowledged: h.acknowledged,
 		Recoveries: h.recoveries, Persistent: h.persistent,
 	}
+	if time.Since(h.uncordoned) < day {
+		r.Uncordoned = h.uncordoned
+	}
+	return r
 }
 
 func (h *health) restore(r gpuRecord) {
 	h.troubles, h.cordon, h.acknowledged = r.Troubles, r.Cordon, r.Acknowledged
-	h.recoveries, h.persistent = r.Recoveries, r.Persistent
+	h.recoveries, h.persistent, h.uncordoned = r.Recoveries, r.Persistent, r.Uncordoned
 }
 
 // encode is the file that keeps the inventory's health. GPUs that were not seen since the start are kept as
 // they were found: one that is away is not healed.
 func (inv *inventory) encode() []byte {
-	r := record{Version: recordVersion, GPUs: slices.AppendSeq([]gpuRecord{}, maps.Values(inv.remembered))}
+	r := record{Version: recordVersion, ReleaseSaid: inv.releaseSaid, GPUs: slices.AppendSeq([]gpuRecord{}, maps.Values(inv.remembered))}
 	if inv.released != nil {
 		r.ReleasedUntil = inv.released.until
 	}
@@ -100,7 +107,7 @@ func decodeRecord(data []byte) (record, error) {
 
 // recall takes over what was kept.
 func (inv *inventory) recall(r record, now time.Time) {
-	inv.remembered = map[gpu.UUID]gpuRecord{}
+	inv.remembered, inv.releaseSaid = map[gpu.UUID]gpuRecord{}, r.ReleaseSaid
 	for _, one := range r.GPUs {
 		inv.remembered[one.UUID] = one
 	}
