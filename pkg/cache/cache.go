@@ -101,10 +101,10 @@ func (e *entry) held() bool {
 	return e.memory.Held != (hold{}) && e.memory.Held.Ref == fingerprint(e.ref())
 }
 
-// records are all that the entry has, the current one first.
+// records are all that the entry has, the current one first, in a slice of the caller's own.
 func (e *entry) records() []*record {
 	if e.visible == nil {
-		return e.old
+		return slices.Clone(e.old)
 	}
 	return append([]*record{e.visible}, e.old...)
 }

@@ -282,7 +282,10 @@ func (c *Cache) Rollback(ctx context.Context, name, revision string) (model.Roll
 		defer c.mu.Unlock()
 		return done, errors.Join(err, c.hold(e, before))
 	}
-	return done, c.dropPartial(e) // of a revision that is not wanted any more
+	if err := c.dropPartial(e); err != nil { // of a revision that is not wanted any more
+		c.log.Warn("a partial download stays behind", "model", name, "err", err)
+	}
+	return done, nil
 }
 
 // hold remembers h. c.mu is held.

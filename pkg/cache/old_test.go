@@ -343,3 +343,55 @@ func TestADamagedRevisionIsNotGoneBackTo(t *testing.T) {
 		require.Equal(t, "r4", ready(t, c, "a").Revision)
 	})
 }
+
+func TestAnOldRevisionOutlivesItsModelWhileItIsInUse(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "r1", one(1))
+		cfg := config(root)
+		cfg.Keep = 2
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		ready(t, c, "a")
+		moves(t, c, o, "a", "r2", one(2))
+		moves(t, c, o, "a", "r3", one(3))
+		require.NoError(t, c.Pin("a@r2"))
+		c.mu.Lock()
+		m := c.models["a"].memory
+		m.Wished = false
+		require.NoError(t, c.remember(c.models["a"], m))
+		c.mu.Unlock()
+		c.Want(nil) // nobody asks for it any more
+		require.NoError(t, c.condemn(t.Context(), map[model.Digest]bool{digest(one(3)["f"]): true}))
+		s := wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Failed && len(s.Old) == 1 })
+		require.Equal(t, "OnlyOld", s.Reason)
+		require.Contains(t, s.Message, "gpu-agent models rollback a makes one current")
+		require.Equal(t, int64(mega), c.Get().Used)
+		done, err := c.Rollback(t.Context(), "a", "")
+		require.NoError(t, err)
+		require.Equal(t, model.Rollback{To: "r2"}, done)
+		require.Equal(t, model.Ready, c.Get().Model("a").State)
+		holds(t, root, "a", one(2))
+	})
+}
+
+func TestWhatIsMadeAnewInTheHubIsWatchedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		cfg, uses := config(root), &said{}
+		cfg.Keep = 1
+		cfg.opens = func() (opens, error) { return uses, nil }
+		o.hub["a"], o.hub["b"] = model.Hub{Repo: "org/m", Revision: "main"}, model.Hub{Repo: "org/m", Revision: "v1"}
+		o.put("a", commit1, one(1))
+		o.put("b", commit1, one(1))
+		c := open(t, cfg, o)
+		run(t, c)
+		pull(t, c, "a", "b")
+		time.Sleep(5 * usesEvery)
+		before := len(uses.watched())
+		time.Sleep(5 * usesEvery)
+		require.Len(t, uses.watched(), before)
+		moves(t, c, o, "a", commit2, one(2))
+		time.Sleep(5 * usesEvery)
+		require.ElementsMatch(t, []string{"a", "a@" + commit1[:12], "b"}, uses.watched()[before:])
+	})
+}

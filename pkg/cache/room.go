@@ -225,6 +225,7 @@ func (c *Cache) evict(ctx context.Context, v victim) error {
 	}
 	m := e.memory
 	m.Wished = false // or it would come back and evict in its turn
+	m.Held = hold{}  // whoever asks for it one day does not ask for that revision
 	err := c.remember(e, m)
 	c.mu.Unlock()
 	if err != nil {

@@ -1,8 +1,10 @@
 package cache
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -185,4 +187,60 @@ func TestAScrubGoesOnWhereARestartCameBetween(t *testing.T) {
 		require.Equal(t, int64(3*mega), c.Get().Scrub.Bytes, "the second from its start, and the others")
 		require.False(t, c.Get().Scrub.Ended.IsZero())
 	})
+}
+
+// TestABitThatFlipsUnderAHotPageIsFound changes a disk behind the filesystem's back, which takes a disk of one's own.
+func TestABitThatFlipsUnderAHotPageIsFound(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting an image takes root")
+	}
+	dir := onDisk(t)
+	image, root := filepath.Join(dir, "image"), filepath.Join(dir, "root")
+	require.NoError(t, os.Mkdir(root, 0o755))
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 32*mega))
+	for _, command := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, root}} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("%v: %v: %s", command, err, out)
+		}
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(root, 0)) })
+
+	content := noise(7, 4*mega)
+	path := filepath.Join(root, "f")
+	require.NoError(t, os.WriteFile(path, content, 0o444))
+	cool(t, path)
+	hot, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, digest(content), digest(hot))
+	disk, err := os.ReadFile(image)
+	require.NoError(t, err)
+	const page = 700 * 4096
+	at := bytes.Index(disk, content[page:page+4096])
+	require.Positive(t, at)
+	f, err := os.OpenFile(image, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte{disk[at] ^ 1}, int64(at))
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+
+	hot, err = os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, digest(content), digest(hot), "whoever reads through the cache sees nothing")
+	before := cached(t, path, 0, 4*mega)
+	require.Equal(t, 4*mega/4096, before)
+	sum := func(direct bool) model.Digest {
+		cold, err := openCold(path, direct)
+		require.NoError(t, err)
+		defer cold.close()
+		var got []byte
+		for part, err := cold.read(0); err == nil; part, err = cold.read(int64(len(got))) {
+			got = append(got, part...)
+		}
+		return digest(got)
+	}
+	content[page] ^= 1
+	require.Equal(t, digest(content), sum(true), "the scrub sees the disk")
+	require.NotEqual(t, digest(content), sum(false))
+	require.Equal(t, before, cached(t, path, 0, 4*mega), "and the pages stay")
 }

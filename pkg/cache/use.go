@@ -2,6 +2,8 @@ package cache
 
 import (
 	"context"
+	"io/fs"
+	"os"
 	"strings"
 	"time"
 )
@@ -34,6 +36,17 @@ type uses struct {
 type watched struct {
 	record *record
 	again  time.Time // when to watch it again, after a use; zero while it is watched
+	// snapshot is its directory in the hub as it was then: the repository is made anew when a model of it changes.
+	snapshot fs.FileInfo
+}
+
+// moved reports whether the directory in the hub is another one by now.
+func (u *uses) moved(w watched) bool {
+	if w.record.Hub.Repo == "" {
+		return false
+	}
+	now, err := os.Lstat(u.c.at.snapshot(w.record))
+	return err == nil && (w.snapshot == nil || !os.SameFile(now, w.snapshot))
 }
 
 // observe watches the visible models and notes their uses until ctx is done.
@@ -102,20 +115,22 @@ func (u *uses) look() {
 	}
 	for name, r := range visible {
 		w, ok := u.watched[name]
-		if ok && (w.again.IsZero() || w.again.After(now)) {
+		if ok && (w.again.IsZero() || w.again.After(now)) && !u.moved(w) {
 			continue
 		}
 		dirs := []string{u.c.at.revision(r)}
 		if r.Retired.IsZero() {
 			dirs = append(dirs, u.c.at.visible(name))
 		}
+		w = watched{record: r}
 		if r.Hub.Repo != "" {
+			w.snapshot, _ = os.Lstat(u.c.at.snapshot(r)) // before it is watched: one that takes its place meanwhile is another
 			dirs = append(dirs, u.c.at.snapshot(r))
 		}
 		if e := u.opens.watch(name, dirs...); e != nil {
 			err = e
 		}
-		u.watched[name] = watched{record: r}
+		u.watched[name] = w
 	}
 	if err != nil && (u.said == nil || err.Error() != u.said.Error()) {
 		u.c.log.Warn("not every use of a model is seen", "err", err)
