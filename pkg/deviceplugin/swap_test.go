@@ -1,7 +1,10 @@
 package deviceplugin_test
 
 import (
+	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +80,25 @@ func TestTheOlderComesBackWhenTheNewerIsGone(t *testing.T) {
 	stopNew()
 	n.wait(func(s kubelettest.State) bool { return s.Streams == 1 && s.Healthy() == 8 })
 	require.Eventually(t, func() bool { return n.plugin.Status().Registered }, deadline, time.Millisecond)
+}
+
+// The older one had asked already when the newer appeared, and the kubelet answered it last.
+func TestTheNewerRegistersAgainAfterAnOlderThatCameLater(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, gputest.Node(8), resource.Config{})
+	n.startKubelet()
+	n.serves(n.plugin)
+	own := n.plugin.Status().Endpoints[0].Socket
+	words := strings.Split(filepath.Base(own), "-")
+	words[len(words)-2] = strings.Repeat("0", len(words[len(words)-2])) // born in 1970
+	theirs := filepath.Join(filepath.Dir(own), strings.Join(words, "-"))
+	older, err := net.Listen("unix", theirs)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = older.Close() })
+	require.NoError(t, os.Chtimes(theirs, time.Now(), time.Now())) // as an instance does that has registered
+	n.wait(func(s kubelettest.State) bool { return len(s.Registrations) == 2 })
+	n.serves(n.plugin)
+	require.NotEqual(t, own, n.plugin.Status().Endpoints[0].Socket)
 }
 
 func TestANewPolicyIsInForceAtOnceAndWhatItDoesNotOfferGoes(t *testing.T) {
