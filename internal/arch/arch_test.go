@@ -58,6 +58,7 @@ var home = map[string][]string{
 	"github.com/prometheus/client_golang":        {"pkg/exporter"},
 	"k8s.io/kubelet/pkg/apis/deviceplugin":       {"pkg/deviceplugin", "pkg/deviceplugin/kubelettest"},
 	"k8s.io/kubelet/pkg/apis/podresources":       {"pkg/kube"},
+	"k8s.io/kubelet/pkg/apis/pods":               {"pkg/kube"},
 	"k8s.io/client-go":                           {"pkg/kube"},
 	"github.com/aws/aws-sdk-go-v2":               {"pkg/cache/source/s3"},
 	"github.com/klauspost/compress":              {"pkg/cache/archive"},

@@ -38,8 +38,10 @@ const (
 type Node struct {
 	name   string
 	client metadata.ResourceInterface
-	whole  dynamic.Interface
-	log    *slog.Logger
+	// lasting is of everything, and bounds no call: a watch lasts.
+	lasting metadata.Interface
+	whole   dynamic.Interface
+	log     *slog.Logger
 
 	mu      sync.Mutex
 	foreign map[string]string // guarded by mu: key -> owner, replaced whole by each Apply
@@ -61,11 +63,17 @@ func NewNode(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", rc.Host, err)
 	}
+	unbounded := rest.CopyConfig(rc)
+	unbounded.Timeout = 0
+	lasting, err := metadata.NewForConfig(unbounded)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for %s: %w", rc.Host, err)
+	}
 	whole, err := dynamic.NewForConfig(rc)
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", rc.Host, err)
 	}
-	return &Node{name: cfg.NodeName, client: client.Resource(nodeObjects), whole: whole, log: cfg.Log}, nil
+	return &Node{name: cfg.NodeName, client: client.Resource(nodeObjects), lasting: lasting, whole: whole, log: cfg.Log}, nil
 }
 
 // read fetches the Node's metadata.
