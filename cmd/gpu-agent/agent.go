@@ -45,8 +45,11 @@ type agent struct {
 	applied   watch.Value[map[string]string] // labels as last applied; nil before
 	group     *supervise.Group               // set by run, before there is a part
 
+	nodeLabels watch.Value[map[string]string] // the Node's; nil before they are read, and where no model selects by them
+
 	mu        sync.Mutex
-	models    []model.Spec // wanted by the configuration in force
+	models    []model.Spec // of the configuration in force, as they fit this node
+	needs     need         // what pods need
 	configErr error        // of the newest file, when it is not in force
 }
 
@@ -69,7 +72,7 @@ func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 }
 
 func newAgent(c config.Config, file string, log *logging) (*agent, error) {
-	a := &agent{file: file, started: time.Now(), models: c.Cache.Specs(), logging: log, log: slog.New(log)}
+	a := &agent{file: file, started: time.Now(), logging: log, log: slog.New(log), needs: need{unknown: "the pods of this node have not been listed yet"}}
 	w, err := a.wire(c)
 	if err != nil {
 		return nil, err
@@ -81,6 +84,7 @@ func newAgent(c config.Config, file string, log *logging) (*agent, error) {
 	if w.dra != nil {
 		a.elsewhere.Set(kube.AskingDRA)
 	}
+	a.models = a.fitted(c)
 	a.policy.Set(policy)
 	a.wired.Store(w)
 	return a, nil
@@ -100,7 +104,7 @@ func (a *agent) want(models []model.Spec) {
 	if opened := a.cache.Load(); opened != nil {
 		opened.Want(a.models)
 	}
-	a.log.Info("configuration changed: models", "count", len(a.models))
+	a.log.Info("the models that this node should hold have changed", "count", len(a.models))
 }
 
 func (a *agent) configError(err error) {

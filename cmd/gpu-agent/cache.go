@@ -38,6 +38,7 @@ func (a *agent) runCache(ctx context.Context, c config.Cache, sources map[string
 	}()
 	a.mu.Lock()
 	opened.Want(a.models)
+	a.needs.tell(opened)
 	a.cache.Store(opened)
 	a.mu.Unlock()
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -54,7 +55,13 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	line("MODEL", x.Name)
 	line("STATE", progress(x.Status))
 	line("WHY", why(x))
-	line("ASKED FOR", askers(x))
+	line("ASKED FOR", strings.TrimPrefix(askers(x), " and "))
+	if len(x.Pods) > 0 {
+		line("USED BY", strings.Join(x.Pods, ", "))
+	}
+	if x.Priority != 0 {
+		line("PRIORITY", strconv.Itoa(x.Priority))
+	}
 	line("SOURCE", x.Source)
 	line("REVISION", x.Revision)
 	line("PATH", x.Path)
@@ -88,7 +95,9 @@ func why(x model.Explanation) string {
 		return x.Message
 	case x.State == model.Ready && x.Held != "":
 		return heldText(x.Status)
-	case x.State == model.Ready && !x.Wanted && !x.Wished:
+	case x.State == model.Ready && x.Unfit != "" && !x.Wished:
+		return x.Unfit + "; it stays until its room is needed"
+	case x.State == model.Ready && !x.Wanted && !x.Wished && len(x.Pods) == 0:
 		return "it was asked for once; it stays until its room is needed"
 	case x.State == model.Ready:
 		return "it is complete and verified"
@@ -109,11 +118,22 @@ func origin(m model.Status) string {
 	return "at " + short(m.Origin) + ", asked again in about " + max(time.Until(m.NextLook), 0).Round(time.Minute).String()
 }
 
-func askers(x model.Explanation) string { return both(x.Wanted, x.Wished, "by nobody any more") }
+func askers(x model.Explanation) string {
+	if x.Called {
+		return both(x.Wanted, x.Wished, "") + " and by pod " + strings.Join(x.Pods, ", ")
+	}
+	nobody := "by nobody any more"
+	if x.State == model.Skipped {
+		nobody = "by nobody"
+	}
+	return both(x.Wanted, x.Wished, nobody)
+}
 
 func pins(x model.Explanation) string {
 	free := "no: it goes when room is needed, the longest unused first"
-	if x.Wanted {
+	if len(x.Pods) > 0 {
+		free = "no, and it stays as long as the pods that use it"
+	} else if x.Wanted {
 		free = "no, and it stays as long as the config asks for it"
 	}
 	return both(x.PinnedByConfig, x.PinnedByCommand, free)

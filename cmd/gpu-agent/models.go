@@ -83,10 +83,17 @@ func lastUsed(t time.Time) string {
 
 // note is what stands in a model's way, or what keeps it from following its origin.
 func note(m model.Status) string {
-	if m.Message == "" && m.Held != "" {
+	switch {
+	case m.Message != "":
+		return m.Message
+	case m.Held != "":
 		return heldText(m)
+	case m.Unfit != "":
+		return m.Unfit + "; it stays until its room is needed"
+	case len(m.Pods) > 0:
+		return "in use by " + strings.Join(m.Pods, ", ")
 	}
-	return m.Message
+	return ""
 }
 
 func heldText(m model.Status) string {

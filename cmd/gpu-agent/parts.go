@@ -34,6 +34,7 @@ type wiring struct {
 	plugin  *deviceplugin.Plugin // nil: off
 	dra     *kube.DRA            // nil: off
 	owners  *kube.Owners         // nil: off
+	seen    *kube.Pods           // nil: off
 	node    *kube.Node           // nil: labels do not go to the API server
 	sink    labels.Sink          // nil: off
 	metrics http.Handler
@@ -64,7 +65,7 @@ func (a *agent) wire(c config.Config) (*wiring, error) {
 	}
 	// What others are made of comes first.
 	for _, add := range []func(w, before *wiring) error{
-		a.addMonitor, a.addSpecs, a.addDaemons, a.addNode, a.addOwners, a.addPlugin, a.addCache, a.addLabels, a.addPages,
+		a.addMonitor, a.addSpecs, a.addDaemons, a.addNode, a.addOwners, a.addPlugin, a.addDemand, a.addCache, a.addLabels, a.addPages,
 	} {
 		if err := add(w, before); err != nil {
 			return nil, err
@@ -158,7 +159,7 @@ func (a *agent) edit(c config.Config) error {
 	if w.dra == nil {
 		a.elsewhere.Set("") // nobody is asked
 	}
-	a.want(c.Cache.Specs())
+	a.want(a.fitted(c))
 	if a.group != nil {
 		a.start(before)
 	}
@@ -245,7 +246,7 @@ func (a *agent) addNode(w, before *wiring) (err error) {
 func (a *agent) door(c config.Config) kube.Config {
 	return kube.Config{
 		NodeName: c.NodeName, Kubeconfig: c.Labels.Kubeconfig, PodResourcesSocket: c.PodResources.Socket,
-		PodResourcesInterval: time.Duration(c.PodResources.Interval), Log: a.log.With("part", "kube"),
+		PodResourcesInterval: time.Duration(c.PodResources.Interval), PodsSocket: c.Cache.Demand.Socket, Log: a.log.With("part", "kube"),
 		Ours: func(name string) bool { return a.policy.Get().Ours(name) },
 	}
 }
@@ -289,7 +290,7 @@ func (a *agent) addPlugin(w, before *wiring) (err error) {
 
 func (a *agent) addCache(w, before *wiring) (err error) {
 	c := w.config.Cache
-	c.Models = nil // an open cache takes these
+	c.Models, c.Demand = nil, config.Demand{} // an open cache takes these
 	p := part{"cache", c.Enabled, c}
 	w.sources, err = again(w, before, p, before.sources, func() (map[string]cache.Source, error) { return buildSources(c) })
 	w.task(before, p, func(ctx context.Context) error { return a.runCache(ctx, c, w.sources) })

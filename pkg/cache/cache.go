@@ -49,7 +49,9 @@ type Cache struct {
 	foreign  int64                  // bytes in by-name that this cache did not bring; constant after Open
 	failures map[string]int64       // by reason
 	evicted  int64
-	pods     []model.Use // what runs on this node with a model
+	pods     []model.Use       // what runs on this node with a model
+	blind    string            // why it is not known what does; "" where it is
+	refused  map[string]string // why what a pod asks for is not pulled, by the model's name
 	scrubbed model.Scrub
 }
 
@@ -58,8 +60,14 @@ type entry struct {
 	name   string
 	memory memory // as it is on disk in store/state
 
-	wanted bool       // the config asks for it
-	spec   model.Spec // the config's, when wanted
+	listed bool       // in the config
+	order  int        // its place there
+	spec   model.Spec // the config's, when listed
+	wanted bool       // the config asks for it on this node, at all times
+
+	called   bool      // a pod on this node asks for it
+	calledAt model.Ref // from where, where nobody else has said
+	pods     []string  // that use what is visible or ask for it, sorted
 
 	visible *record   // what pods see; nil where nothing
 	old     []*record // what they saw before and may see still, the newest first; never changed in place
@@ -89,11 +97,11 @@ type entry struct {
 }
 
 // asked reports whether anybody asks for the model.
-func (e *entry) asked() bool { return e.wanted || e.memory.Wished }
+func (e *entry) asked() bool { return e.wanted || e.called || e.memory.Wished }
 
 // pinned reports whether what is visible must not be evicted.
 func (e *entry) pinned() bool {
-	return e.memory.Pinned || e.wanted && e.spec.Pinned || e.visible != nil && slices.Contains(e.memory.Pins, e.visible.short())
+	return e.memory.Pinned || e.listed && e.spec.Pinned || e.visible != nil && slices.Contains(e.memory.Pins, e.visible.short())
 }
 
 // held reports whether the model stays at the revision of memory.Held.
@@ -111,15 +119,18 @@ func (e *entry) records() []*record {
 
 // ref is where the model is to come from.
 func (e *entry) ref() model.Ref {
-	if e.wanted {
+	if e.listed {
 		return e.spec.Source
+	}
+	if e.memory.Ref == (model.Ref{}) {
+		return e.calledAt
 	}
 	return e.memory.Ref
 }
 
 // due reports whether there is work, be it now or at retryAt.
 func (e *entry) due() bool {
-	if !e.asked() || e.removing {
+	if !e.asked() || e.removing || e.listed && e.spec.Unsure != "" && !e.memory.Wished {
 		return false
 	}
 	return e.visible == nil || e.again || !e.held() && e.visible.Ref != fingerprint(e.ref())
@@ -149,8 +160,11 @@ func (c *Cache) publish() {
 	}
 	inv.Scrub = c.scrubbed
 	inv.Used, inv.Reserved = c.ledger()
+	if c.blind != "" {
+		inv.Problems = append(inv.Problems, model.Problem{Reason: "PodsUnknown", Message: c.blindness()})
+	}
 	for _, e := range c.models {
-		if e.asked() || e.visible != nil || e.removing || len(e.old) > 0 {
+		if e.asked() || e.listed || e.visible != nil || e.removing || len(e.old) > 0 {
 			inv.Models = append(inv.Models, c.status(e))
 		}
 	}
@@ -181,6 +195,10 @@ func (c *Cache) status(e *entry) model.Status {
 		Pinned: e.pinned(), Wanted: e.wanted, LastUse: e.lastUse(),
 		Asked: e.newest, Answered: e.answered, Origin: cmp.Or(e.seen, e.memory.Origin), NextLook: c.nextLook(e, time.Now()),
 	}
+	s.Priority, s.Pods, s.Called = e.priority(), e.pods, e.called
+	if e.listed {
+		s.Unfit = e.spec.Unfit
+	}
 	if e.held() {
 		s.Held = e.memory.Held.Revision
 	}
@@ -202,6 +220,10 @@ func (c *Cache) status(e *entry) model.Status {
 	case e.removing:
 		s.State, s.Path, s.Update = model.Removing, "", nil
 	case e.visible != nil:
+	case e.listed && !e.asked():
+		c.skipped(e, &s)
+	case e.listed && e.spec.Unsure != "" && e.reason == "":
+		s.Reason, s.Message = "Unsure", e.spec.Unsure
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
 	case !e.asked() && len(e.old) > 0:
@@ -225,16 +247,18 @@ func (c *Cache) Want(specs []model.Spec) {
 		if e.asked() {
 			before[name] = e.ref()
 		}
-		e.wanted, e.spec = false, model.Spec{}
+		e.listed, e.wanted, e.spec = false, false, model.Spec{}
 	}
-	for _, s := range specs {
+	for i, s := range specs {
 		if err := model.CheckName(s.Name); err != nil {
 			c.log.Error("ignoring a model", "err", err)
 			continue
 		}
 		e := c.entry(s.Name)
-		e.wanted, e.spec = true, s
+		e.listed, e.spec, e.order = true, s, i
+		e.wanted = !s.OnDemand && s.Unfit == ""
 	}
+	c.call()
 	for name, e := range c.models {
 		if old, was := before[name]; was && (!e.asked() || e.ref() != old) {
 			e.restart()
@@ -287,7 +311,7 @@ func (c *Cache) Pull(_ context.Context, s model.Spec) (asked int64, err error) {
 		return 0, &model.Error{Reason: "Removing", Text: fmt.Sprintf("model %s is being removed: try again when it is gone", s.Name)}
 	}
 	old := e.ref()
-	if e.wanted && old != s.Source {
+	if e.listed && old != s.Source {
 		return 0, &model.Error{Reason: "Wanted", Final: true, Text: fmt.Sprintf(
 			"model %s comes from %s in the config: change it there or take another name", s.Name, old)}
 	}

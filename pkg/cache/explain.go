@@ -15,12 +15,16 @@ func (c *Cache) Explain(name string) (model.Explanation, error) {
 	}
 	c.mu.Lock()
 	e := c.models[name]
-	if e == nil || !e.asked() && len(e.records()) == 0 {
+	refused := c.refused[name]
+	if e == nil || !e.asked() && !e.listed && len(e.records()) == 0 {
 		c.mu.Unlock()
+		if refused != "" {
+			return model.Explanation{}, &model.Error{Reason: "NotFound", Final: true, Text: refused}
+		}
 		return model.Explanation{}, notFound(name)
 	}
 	x := model.Explanation{Status: c.status(e), Limit: c.limit,
-		Wished: e.memory.Wished, PinnedByConfig: e.wanted && e.spec.Pinned, PinnedByCommand: e.memory.Pinned}
+		Wished: e.memory.Wished, PinnedByConfig: e.listed && e.spec.Pinned, PinnedByCommand: e.memory.Pinned}
 	x.LastUse = e.lastUse()
 	used, reserved := c.ledger()
 	x.Free = max(0, min(c.limit-used-reserved, free-c.keepFree))

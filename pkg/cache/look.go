@@ -11,7 +11,7 @@ import (
 
 // refresh is how often e is looked at; 0 is never. c.mu is held.
 func (c *Cache) refresh(e *entry) time.Duration {
-	if e.wanted {
+	if e.listed {
 		return e.spec.Refresh
 	}
 	return c.cfg.Refresh

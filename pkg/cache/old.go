@@ -24,25 +24,19 @@ const openedFor = 24 * time.Hour
 
 func (r *record) short() string { return model.Revision12(r.Revision) }
 
-// InUse replaces what is known of the pods that run on this node with models. An old revision that one of
-// them names, or may have opened because it began before the revision was replaced, stays.
-func (c *Cache) InUse(pods []model.Use) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.pods = slices.Clone(pods)
-	c.changed()
-}
-
 // inUse says why an old revision must stay, "" where it need not. c.mu is held.
 func (c *Cache) inUse(e *entry, r *record) string {
 	if slices.Contains(e.memory.Pins, r.short()) {
 		return "pinned"
 	}
+	if c.blind != "" {
+		return c.blindness()
+	}
 	for _, u := range c.pods {
 		if u.Model != e.name {
 			continue
 		}
-		if u.Revision == "" && u.Since.Before(r.Retired) || u.Revision != "" && model.Revision12(u.Revision) == r.short() {
+		if u.Revision == "" && !u.Since.After(r.Retired) || u.Revision != "" && model.Revision12(u.Revision) == r.short() {
 			return "in use by " + u.By
 		}
 	}

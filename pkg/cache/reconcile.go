@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -68,18 +69,20 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 			due = append(due, e)
 		}
 	}
-	// The config before wishes, new ones before those that failed, and then by name, to be predictable.
+	// What a pod waits for, then the config's, then wishes; each by priority, new ones before those that failed, and
+	// then as the config lists them and by name, to be predictable.
+	first := func(a, b bool) int {
+		switch {
+		case a == b:
+			return 0
+		case a:
+			return -1
+		}
+		return 1
+	}
 	slices.SortFunc(due, func(a, b *entry) int {
-		if a.wanted != b.wanted {
-			if a.wanted {
-				return -1
-			}
-			return 1
-		}
-		if a.tries != b.tries {
-			return a.tries - b.tries
-		}
-		return strings.Compare(a.name, b.name)
+		return cmp.Or(first(a.called, b.called), first(a.wanted, b.wanted), cmp.Compare(b.priority(), a.priority()),
+			cmp.Compare(a.tries, b.tries), cmp.Compare(a.order, b.order), strings.Compare(a.name, b.name))
 	})
 	// As many models as streams: fewer, and that many slow origins would stop all others.
 	workers := max(minWorkers, c.cfg.Streams)
@@ -176,13 +179,13 @@ func (c *Cache) sweep() {
 	c.mu.Lock()
 	var idle []*entry
 	for name, e := range c.models {
-		if e.asked() || e.busy != nil || e.removing {
+		if e.asked() || e.busy != nil || e.removing || c.blind != "" {
 			continue
 		}
 		switch {
 		case e.job != nil:
 			idle = append(idle, e)
-		case len(e.records()) == 0:
+		case len(e.records()) == 0 && !e.listed:
 			delete(c.models, name)
 			if err := c.remember(e, memory{}); err != nil {
 				c.log.Warn("a model's state file stays behind", "model", name, "err", err)

@@ -1,10 +1,12 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,10 +63,10 @@ func (c *Cache) makeRoom(ctx context.Context, e *entry, j *job, needs int64) err
 		victims, freed := c.evictable(e)
 		if needs > room+freed || len(victims) == 0 {
 			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
-				"model %s needs %s, free %s, evictable %s: raise the limit, or unpin or remove models",
-				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed))}
+				"model %s needs %s, free %s, evictable %s: %s",
+				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed), c.remedy())}
 		}
-		if err := c.evict(ctx, victims[0]); err != nil {
+		if err := c.evict(ctx, victims[0], e); err != nil {
 			return fmt.Errorf("evict %s: %w", victims[0], err)
 		}
 	}
@@ -110,7 +112,8 @@ func (v victim) String() string {
 	return v.entry.name
 }
 
-// before orders victims: old revisions before all models, and then the longest unused.
+// before orders victims: old revisions before all models, those that nobody asks for before those of the config, by
+// priority, and then the longest unused.
 func (v victim) before(w victim) int {
 	if (v.old != nil) != (w.old != nil) {
 		if v.old != nil {
@@ -121,12 +124,17 @@ func (v victim) before(w victim) int {
 	if v.old != nil {
 		return v.entry.lastUseOf(v.old).Compare(w.entry.lastUseOf(w.old))
 	}
-	return v.entry.lastUse().Compare(w.entry.lastUse())
+	if v.entry.wanted != w.entry.wanted {
+		if w.entry.wanted {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(v.entry.priority(), w.entry.priority()), v.entry.lastUse().Compare(w.entry.lastUse()))
 }
 
 // evictable lists what may go for the sake of e, in the order in which it would, and the bytes that this
-// would free. What the config asks for never goes: two models that do not fit together would evict each
-// other for ever. Nor does a model go before its old revisions.
+// would free. A model does not go before its old revisions.
 func (c *Cache) evictable(e *entry) ([]victim, int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,7 +157,7 @@ func (c *Cache) evictable(e *entry) ([]victim, int64) {
 		}
 		switch {
 		case m.visible == nil:
-		case m == e || m.pinned() || m.wanted || m.removing || m.busy != nil || used:
+		case used || c.spared(m, e):
 			keep(m.visible.Files)
 		default:
 			victims = append(victims, victim{m, nil})
@@ -196,7 +204,7 @@ func (c *Cache) shrink(ctx context.Context) {
 		var err error
 		switch victims, _ := c.evictable(nil); {
 		case len(victims) > 0:
-			err = c.evict(ctx, victims[0])
+			err = c.evict(ctx, victims[0], nil)
 		case partial != nil:
 			err = c.dropPartial(partial)
 		default:
@@ -210,55 +218,87 @@ func (c *Cache) shrink(ctx context.Context) {
 	}
 }
 
-func (c *Cache) evict(ctx context.Context, v victim) error {
+// evict takes a victim away for the sake of one entry, nil where it is for the limit's, unless it is in use by now.
+func (c *Cache) evict(ctx context.Context, v victim, sake *entry) error {
 	e := v.entry
 	if v.old != nil {
+		c.mu.Lock()
+		used := c.inUse(e, v.old) != ""
+		c.mu.Unlock()
+		if used {
+			return nil // count again
+		}
 		c.log.Info("evicting an old revision", "model", e.name, "revision", v.old.Revision)
 		return c.dropOld(e, v.old)
 	}
 	ctx, cancel := context.WithTimeout(ctx, unlabelTimeout)
 	defer cancel()
 	c.mu.Lock()
-	if e.wanted || e.pinned() || e.removing {
+	if c.spared(e, sake) {
 		c.mu.Unlock()
 		return nil // somebody was faster: count again
 	}
 	m := e.memory
+	wished := m.Wished
 	m.Wished = false // or it would come back and evict in its turn
 	m.Held = hold{}  // whoever asks for it one day does not ask for that revision
 	err := c.remember(e, m)
-	c.mu.Unlock()
 	if err != nil {
+		c.mu.Unlock()
 		return err
 	}
+	r := c.begin(e)
+	c.mu.Unlock()
 	c.log.Info("evicting a model", "model", e.name, "lastUse", e.lastUse())
-	if err := c.withdraw(ctx, e, false); err != nil {
-		return err
-	}
+	// A pod may have come while its label was taken back.
+	err = c.takeAway(ctx, e, r, func() bool { return e.called || len(e.pods) > 0 || c.blind != "" })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.evicted++
-	return nil
+	if errors.Is(err, errSpared) {
+		c.log.Info("a model stays after all", "model", e.name, "pods", e.pods)
+		m := e.memory
+		m.Wished = wished
+		return c.remember(e, m)
+	}
+	if err == nil {
+		c.evicted++
+	}
+	return err
 }
+
+// errSpared is that a model came into use while it was going away, and stays.
+var errSpared = errors.New("in use after all")
 
 // withdraw takes a model out of sight and off the disk: first the inventory says Removing, then whoever
 // promised the model to others takes that back, then the directory goes in one step, then the content.
 // What is left of a damaged model goes back into a download, where it is asked for.
 func (c *Cache) withdraw(ctx context.Context, e *entry, damaged bool) error {
 	c.mu.Lock()
-	r := e.visible
-	if r == nil || e.removing {
-		c.mu.Unlock()
+	r := c.begin(e)
+	c.mu.Unlock()
+	if r == nil {
 		return nil
 	}
-	e.removing = true
-	c.publish()
-	c.mu.Unlock()
 	var err error
 	if damaged {
 		err = c.salvage(ctx, e, r)
 	}
-	err = errors.Join(err, c.erase(ctx, e, r))
+	return errors.Join(err, c.takeAway(ctx, e, r, func() bool { return false }))
+}
+
+// begin says that e is going away, and gives what it shows; nil if it shows nothing, or is going already. c.mu is held.
+func (c *Cache) begin(e *entry) *record {
+	if e.visible == nil || e.removing {
+		return nil
+	}
+	e.removing = true
+	c.publish()
+	return e.visible
+}
+
+// takeAway ends what begin began. spare is asked, with c.mu held, when nothing leads to the model any more.
+func (c *Cache) takeAway(ctx context.Context, e *entry, r *record, spare func() bool) error {
+	err := c.erase(ctx, e, r, spare)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.removing = false
@@ -297,7 +337,7 @@ func (c *Cache) salvage(ctx context.Context, e *entry, r *record) error {
 	return err
 }
 
-func (c *Cache) erase(ctx context.Context, e *entry, r *record) error {
+func (c *Cache) erase(ctx context.Context, e *entry, r *record, spare func() bool) error {
 	name := e.name
 	if c.cfg.Unlabelled != nil {
 		if err := c.cfg.Unlabelled(ctx, name); err != nil {
@@ -306,6 +346,12 @@ func (c *Cache) erase(ctx context.Context, e *entry, r *record) error {
 	}
 	c.links.Lock()
 	defer c.links.Unlock()
+	c.mu.Lock()
+	spared := spare()
+	c.mu.Unlock()
+	if spared {
+		return errSpared
+	}
 	if err := c.hide(c.at.visible(name)); err != nil {
 		return err
 	}
@@ -375,6 +421,14 @@ func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 		c.mu.Unlock()
 		return &model.Error{Reason: "Wanted", Final: true,
 			Text: fmt.Sprintf("model %s is in the config and would come back: remove it there first", name)}
+	}
+	if e.called || len(e.pods) > 0 && !force {
+		c.mu.Unlock()
+		text := "model %s is in use by pod %s: delete the pod first, or remove it with --force"
+		if e.called {
+			text = "model %s is asked for by pod %s and would come back: delete the pod first"
+		}
+		return &model.Error{Reason: "InUse", Final: true, Text: fmt.Sprintf(text, name, strings.Join(e.pods, ", "))}
 	}
 	if (e.memory.Pinned || slices.ContainsFunc(e.records(), func(r *record) bool { return slices.Contains(e.memory.Pins, r.short()) })) && !force {
 		c.mu.Unlock()

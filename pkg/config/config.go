@@ -195,6 +195,7 @@ type Cache struct {
 	Refresh Duration `yaml:"refresh"` // 0: never
 	Keep    int      `yaml:"keep"`    // old revisions of each model
 	Scrub   Scrub    `yaml:"scrub"`
+	Demand  Demand   `yaml:"demand"`
 	Models  []Model  `yaml:"models"`
 	Sources Sources  `yaml:"sources"`
 }
@@ -216,6 +217,11 @@ type Model struct {
 	AllowPickle bool     `yaml:"allowPickle,omitempty"`
 	// Refresh overrides that of the cache; nil: it does not.
 	Refresh *Duration `yaml:"refresh,omitempty"`
+
+	Priority     int               `yaml:"priority,omitempty"`
+	OnDemand     bool              `yaml:"onDemand,omitempty"`
+	NodeSelector map[string]string `yaml:"nodeSelector,omitempty"`
+	GPU          GPUNeeds          `yaml:"gpu,omitempty"`
 }
 
 // Specs are the models as the cache wants them.
@@ -226,7 +232,8 @@ func (c Cache) Specs() []model.Spec {
 		if m.Refresh != nil {
 			refresh = *m.Refresh
 		}
-		specs = append(specs, model.Spec{Name: m.Name, Source: m.ref(), Pinned: m.Pinned, Refresh: time.Duration(refresh)})
+		specs = append(specs, model.Spec{Name: m.Name, Source: m.ref(), Pinned: m.Pinned, Refresh: time.Duration(refresh),
+			Priority: m.Priority, OnDemand: m.OnDemand})
 	}
 	return specs
 }
@@ -257,7 +264,8 @@ func Default() Config {
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
-			Scrub: Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
+			Demand: Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
+			Scrub:  Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
@@ -377,6 +385,7 @@ func (c *Config) check(f *file) {
 	}
 	f.atLeast("podResources.interval", c.PodResources.Interval, 100*time.Millisecond)
 	c.Cache.check(f)
+	c.checkDemand(f)
 }
 
 func (s Simulation) check(f *file) {
@@ -415,6 +424,7 @@ func (c *Cache) check(f *file) {
 	if c.Scrub.Rate < 1<<20 {
 		f.wrong("cache.scrub.rate", "want at least 1Mi (a second), got %d bytes", c.Scrub.Rate)
 	}
+	c.Demand.check(f)
 	c.Sources.check(f)
 	seen := map[string]int{}
 	for i, m := range c.Models {
@@ -427,6 +437,7 @@ func (c *Cache) check(f *file) {
 		} else {
 			seen[m.Name] = i
 		}
+		m.GPU.check(f, at+".gpu")
 		if m.Refresh != nil {
 			f.refresh(at+".refresh", *m.Refresh)
 		}

@@ -68,7 +68,7 @@ func models(of func(model.Status, emit)) read[*node] {
 
 // modelsByState shows every state, those with no model too, so that a sum and an alert on 0 work.
 func modelsByState(inv *model.Inventory, to emit) {
-	count := map[model.State]int{model.Pending: 0, model.Pulling: 0, model.Ready: 0, model.Failed: 0, model.Removing: 0}
+	count := map[model.State]int{model.Pending: 0, model.Pulling: 0, model.Ready: 0, model.Failed: 0, model.Removing: 0, model.Skipped: 0}
 	for _, m := range inv.Models {
 		count[m.State]++
 	}

@@ -92,6 +92,15 @@ func (n *Node) Label(ctx context.Context, key string) (string, error) {
 	return node.Labels[key], nil
 }
 
+// Labels are all of the Node's labels.
+func (n *Node) Labels(ctx context.Context) (map[string]string, error) {
+	node, err := n.client.Get(ctx, n.name, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil {
+		return nil, n.explain(err)
+	}
+	return node.Labels, nil
+}
+
 // explain names the Node in what the API server says of it.
 func (n *Node) explain(err error) error {
 	if apierrors.IsNotFound(err) {

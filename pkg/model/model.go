@@ -132,6 +132,12 @@ type Spec struct {
 	Pinned bool // never evicted
 	// Refresh is about how often the origin is looked at again, where what Source names can move; 0 is never.
 	Refresh time.Duration
+	// Priority orders pulls, the highest first, and evictions, the lowest first.
+	Priority int
+	OnDemand bool // only while a pod on this node asks for it
+	// Unfit is why the model is not for this node, for people; "" where it is. Unsure is why that cannot be
+	// said yet: what is here of it stays, and nothing is fetched.
+	Unfit, Unsure string
 }
 
 // File is one file of a model.
@@ -220,6 +226,7 @@ const (
 	Ready    State = "Ready"    // complete, verified, visible
 	Failed   State = "Failed"   // see Reason; tried again when that can help
 	Removing State = "Removing" // its directory is going away
+	Skipped  State = "Skipped"  // in the config, and not for this node or not now: see Message
 )
 
 // Status is one model on this node.
@@ -255,6 +262,11 @@ type Status struct {
 	NextLook time.Time  `json:"nextLook,omitzero"` // about when the schedule asks it again; zero: never
 	Held     string     `json:"held,omitempty"`    // the revision at which a rollback keeps the model
 	Old      []Revision `json:"old,omitempty"`     // earlier revisions that are here still, the newest first
+
+	Priority int      `json:"priority,omitempty"`
+	Pods     []string `json:"pods,omitempty"`   // namespace/name of those on this node that use it or ask for it, sorted
+	Called   bool     `json:"called,omitempty"` // by one of them
+	Unfit    string   `json:"unfit,omitempty"`  // why it is not for this node, though it may be here
 }
 
 // Revision is an earlier revision of a model that is here still, complete and verified.
@@ -276,6 +288,10 @@ type Use struct {
 	// Since is when it began to run. What was current from then on it may have open.
 	Since time.Time
 	By    string // namespace/name, for people
+	// Pull is that it asks for the model to be here, and does not only use what is: from Source, where that is not
+	// zero and nobody else has said where the model comes from.
+	Pull   bool
+	Source Ref
 }
 
 // Rollback is what going back to an earlier revision has changed.
@@ -314,6 +330,8 @@ type Inventory struct {
 	Used     int64     `json:"used"`     // bytes on disk, partial files included
 	Reserved int64     `json:"reserved"` // bytes promised to downloads and not yet written
 
+	Problems []Problem `json:"problems,omitempty"` // of the cache as a whole; sorted by reason
+
 	// Counters since the agent started.
 	Fetched  int64            `json:"fetched"`            // bytes from origins
 	Evicted  int64            `json:"evicted"`            // models
@@ -326,6 +344,12 @@ type Scrub struct {
 	Bytes   int64     `json:"bytes"`          // read since the agent started
 	Damaged int64     `json:"damaged"`        // files found damaged since then
 	Ended   time.Time `json:"ended,omitzero"` // of the last pass that came to its end; zero: none yet
+}
+
+// Problem is something that keeps the cache from its work until it has passed.
+type Problem struct {
+	Reason  string `json:"reason"` // bounded code, such as PodsUnknown
+	Message string `json:"message"`
 }
 
 // Model returns the status of the named model, or nil.

@@ -27,6 +27,9 @@ func matches(pattern, s string) bool {
 	return strings.HasSuffix(s, parts[last])
 }
 
+// Matches reports whether a pattern such as *H100* is of a GPU's model.
+func Matches(pattern, model string) bool { return matches(pattern, model) }
+
 var ( // read-only
 	pciAddress = regexp.MustCompile(`^([0-9a-fA-F]{4}|[0-9a-fA-F]{8}):[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$`)
 	number     = regexp.MustCompile(`^[0-9]{1,4}$`)
