@@ -7,23 +7,28 @@ import (
 	"fmt"
 	"hash"
 	"hash/crc32"
+	"hash/crc64"
 	"regexp"
 	"strings"
 )
 
 // Checksum is what an origin says of content whose sha256 it does not name, as "<kind>:<hexadecimal>";
-// "" where it says nothing. The kinds are git-sha1, the object id of a git blob, crc32c and md5.
+// "" where it says nothing. The kinds are git-sha1, the object id of a git blob, crc32c, crc32,
+// crc64nvme and md5.
 type Checksum string
 
 const (
 	gitSHA1 = "git-sha1:"
 	crc32c  = "crc32c:"
+	ieee    = "crc32:"
+	nvme    = "crc64nvme:"
 	md5sum  = "md5:"
 )
 
 var (
 	sha1Form  = regexp.MustCompile(`^[0-9a-f]{40}$`)
 	crc32Form = regexp.MustCompile(`^[0-9a-f]{8}$`)
+	crc64Form = regexp.MustCompile(`^[0-9a-f]{16}$`)
 	md5Form   = regexp.MustCompile(`^[0-9a-f]{32}$`)
 )
 
@@ -39,12 +44,21 @@ func GitSHA1(id string) (Checksum, error) {
 // CRC32C is the checksum that Cloud Storage keeps of an object: crc32 of Castagnoli, big-endian.
 func CRC32C(sum [4]byte) Checksum { return Checksum(crc32c + hex.EncodeToString(sum[:])) }
 
+// CRC32 is one that S3 may keep of an object: crc32 of IEEE, big-endian.
+func CRC32(sum [4]byte) Checksum { return Checksum(ieee + hex.EncodeToString(sum[:])) }
+
+// CRC64NVME is the checksum that S3 keeps of an object unless the uploader chose another, big-endian.
+func CRC64NVME(sum [8]byte) Checksum { return Checksum(nvme + hex.EncodeToString(sum[:])) }
+
+// nvmePolynomial is that of the NVM Express specification (NVM command set 1.0, 5.2.1.3.4), lowest power first.
+const nvmePolynomial = 0x9a6c9329ac4bc9b5
+
 // MD5 is the checksum that Azure keeps of a blob whose uploader sent it.
 func MD5(sum [16]byte) Checksum { return Checksum(md5sum + hex.EncodeToString(sum[:])) }
 
 // Hash is what to write the size bytes of content into; nil for "". Its state can be saved, as that of
 // crypto/sha256 can. The sha1 of git tells damage from health; against a forger it is worth what sha1 is,
-// and crc32c and md5 nothing.
+// and the others nothing.
 func (c Checksum) Hash(size int64) (hash.Hash, error) {
 	if c == "" {
 		return nil, nil
@@ -52,12 +66,18 @@ func (c Checksum) Hash(size int64) (hash.Hash, error) {
 	if sum, ok := strings.CutPrefix(string(c), crc32c); ok && crc32Form.MatchString(sum) {
 		return crc32.New(crc32.MakeTable(crc32.Castagnoli)), nil
 	}
+	if sum, ok := strings.CutPrefix(string(c), ieee); ok && crc32Form.MatchString(sum) {
+		return crc32.NewIEEE(), nil
+	}
+	if sum, ok := strings.CutPrefix(string(c), nvme); ok && crc64Form.MatchString(sum) {
+		return crc64.New(crc64.MakeTable(nvmePolynomial)), nil
+	}
 	if sum, ok := strings.CutPrefix(string(c), md5sum); ok && md5Form.MatchString(sum) {
 		return md5.New(), nil
 	}
 	id, ok := strings.CutPrefix(string(c), gitSHA1)
 	if !ok || !sha1Form.MatchString(id) {
-		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits, md5: and 32, or crc32c: and 8", string(c))
+		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits, md5: and 32, crc64nvme: and 16, or crc32c: or crc32: and 8", string(c))
 	}
 	h := sha1.New()
 	fmt.Fprintf(h, "blob %d\x00", size)

@@ -61,3 +61,18 @@ func TestAnMD5IsTheOneThatAzureKeeps(t *testing.T) {
 	_, _ = h.Write([]byte("x"))
 	require.False(t, c.Matches(h))
 }
+
+func TestTheCRCsAreThoseThatS3Keeps(t *testing.T) {
+	for _, c := range []model.Checksum{ // the check values of the CRC catalogue, of "123456789"
+		model.CRC32([4]byte{0xcb, 0xf4, 0x39, 0x26}),
+		model.CRC64NVME([8]byte{0xae, 0x8b, 0x14, 0x86, 0x0a, 0x79, 0x98, 0x88}),
+	} {
+		h, err := c.Hash(9)
+		require.NoError(t, err)
+		require.Implements(t, (*encoding.BinaryMarshaler)(nil), h, "a download that is interrupted goes on")
+		_, _ = h.Write([]byte("123456789"))
+		require.True(t, c.Matches(h), c)
+		_, _ = h.Write([]byte("x"))
+		require.False(t, c.Matches(h))
+	}
+}

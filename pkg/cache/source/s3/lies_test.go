@@ -38,6 +38,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	t.Parallel()
 	const tag = `ETag: "v1"`
 	ok := "Content-Range: bytes 5-9/20"
+	late := time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)
 	for name, c := range map[string]struct {
 		serve  http.HandlerFunc
 		reason string
@@ -59,6 +60,9 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"denied":                {refuse(403, "AccessDenied"), "Forbidden", true, "check the credentials"},
 		"wrong key":             {refuse(403, "InvalidAccessKeyId"), "Forbidden", true, ""},
 		"clock":                 {refuse(403, "RequestTimeTooSkewed"), "ClockSkew", false, "clock is off"},
+		"a clock an hour ahead": {refuse(403, "RequestTimeTooSkewed", "Date: "+late), "ClockSkew", false, "ahead of the server's: set it right"},
+		"and not said so":       {refuse(403, "SignatureDoesNotMatch", "Date: "+late), "ClockSkew", false, "ahead of the server's"},
+		"an expired token":      {refuse(400, "ExpiredToken"), "Expired", false, "the credentials have expired: renew them"},
 		"archived":              {refuse(403, "InvalidObjectState"), "Archived", true, "restore it first"},
 		"other region":          {refuse(301, "PermanentRedirect", "X-Amz-Bucket-Region: eu-west-1"), "WrongRegion", true, `set the region to "eu-west-1"`},
 		"malformed region":      {refuse(400, "AuthorizationHeaderMalformed"), "WrongRegion", true, "another region"},

@@ -16,6 +16,7 @@ import (
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -24,7 +25,8 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if offset < 0 || length < 0 || offset > f.Size-length {
 		return nil, fmt.Errorf("open %s: %d bytes at %d are not within its %d", f.Path, length, offset, f.Size)
 	}
-	in := &s3.GetObjectInput{Bucket: aws.String(ref.Host), Key: aws.String(f.Key)}
+	key, version, _ := strings.Cut(f.Key, versioned)
+	in := &s3.GetObjectInput{Bucket: aws.String(ref.Host), Key: aws.String(key)}
 	whole := offset == 0 && length == f.Size
 	if !whole && length == 0 {
 		return http.NoBody, nil // no Range header can ask for nothing
@@ -35,10 +37,25 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if f.Version != "" {
 		in.IfMatch = aws.String(`"` + f.Version + `"`)
 	}
+	if _, refused := s.unversioned.Load(ref.Host); version != "" && !refused {
+		in.VersionId = aws.String(version)
+	}
 	out, err := s.client.GetObject(ctx, in)
 	if err != nil {
-		return nil, s.explain(ctx, ref, "read "+f.Key, err)
+		err = s.explain(ctx, ref, "read "+key, err)
 	}
+	switch reason := model.ReasonOf(err); {
+	case in.VersionId == nil:
+	case reason == "Forbidden": // s3:GetObject may be there without s3:GetObjectVersion
+		s.unversioned.Store(ref.Host, true)
+		return s.Open(ctx, ref, f, offset, length)
+	case reason == "NotFound":
+		err = &model.Error{Reason: "Changed", Text: "a version of the object is gone since it was resolved", Err: err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.Key = key
 	if err := checkAnswer(ref, out, f, offset, length, whole); err != nil {
 		out.Body.Close()
 		return nil, err
@@ -97,12 +114,20 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 	case "Throttled":
 		e.RetryAfter = retryAfter(resp)
 	case "Forbidden":
+		if off := clockOff(e.Text, resp); off != nil {
+			return off
+		}
 		e.Text += ": check the credentials and that they may list and get here"
 	case "WrongRegion":
 		e.Text += ": the bucket is in another region: set the region" + quoted(header(resp, "X-Amz-Bucket-Region"))
 	case "Archived":
 		e.Text += ": the object is in an archive: restore it first"
+	case "Expired":
+		e.Text += ": the credentials have expired: renew them"
 	case "ClockSkew":
+		if off := clockOff(e.Text, resp); off != nil {
+			return off
+		}
 		e.Text += ": this node's clock is off: correct it"
 	case "Changed":
 		e.Text += ": changed since it was resolved"
@@ -116,8 +141,10 @@ func classify(code string, status int) (reason string, final bool) {
 	case "NoSuchBucket", "NoSuchKey", "NotFound", "NoSuchVersion", "InvalidBucketName":
 		return "NotFound", true
 	case "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled",
-		"ExpiredToken", "InvalidToken", "Unauthorized":
+		"InvalidToken", "Unauthorized":
 		return "Forbidden", true
+	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired":
+		return "Expired", false // they may rotate by themselves
 	case "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
 		"MovedPermanently", "TemporaryRedirect":
 		return "WrongRegion", true
@@ -165,6 +192,14 @@ func header(resp *smithyhttp.ResponseError, name string) string {
 		return ""
 	}
 	return resp.Response.Header.Get(name)
+}
+
+// clockOff is the error for a refusal that the clocks explain, nil where they do not.
+func clockOff(at string, resp *smithyhttp.ResponseError) error {
+	if resp == nil || resp.Response == nil || resp.Response.Response == nil {
+		return nil
+	}
+	return web.ClockOff(at, resp.Response.Response)
 }
 
 func quoted(s string) string {

@@ -28,7 +28,7 @@ const (
 
 // Resolve lists the objects under ref's prefix, or takes the one object that ref names. Digests come
 // from a SHA256SUMS object under the prefix, else from a sha256 checksum of the whole object, else from
-// its metadata key sha256. The digest in a ref is that of the one object, or of the SHA256SUMS.
+// its metadata key sha256; another checksum of the whole is checked too. The digest in a ref is that of the one object, or of the SHA256SUMS.
 func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
 	key, err := url.PathUnescape(strings.TrimPrefix(ref.Path, "/"))
 	if err != nil {
@@ -200,7 +200,10 @@ func (s *Source) head(ctx context.Context, ref model.Ref, f model.File) (model.F
 	if out.ContentLength == nil {
 		return f, &model.Error{Reason: "NoSize", Final: true, Text: fmt.Sprintf("%s: object %s: the store does not tell the size", ref, f.Key)}
 	}
-	f.Size, f.Version = *out.ContentLength, bareTag(out.ETag)
+	f.Size, f.Version, f.Check = *out.ContentLength, bareTag(out.ETag), checkOf(out)
+	if id := aws.ToString(out.VersionId); id != "" && id != "null" {
+		f.Key += versioned + id
+	}
 	known := digestOf(out)
 	if f.Digest != "" && known != "" && f.Digest != known {
 		return f, &model.Error{Reason: "WrongDigest", Final: true,
@@ -215,8 +218,7 @@ func (s *Source) head(ctx context.Context, ref model.Ref, f model.File) (model.F
 // digestOf is the sha256 of the whole object. A COMPOSITE checksum is a hash of the parts' hashes. Stores
 // that do not tell the type are believed only for objects that were not uploaded in parts (ETag without "-").
 func digestOf(out *s3.HeadObjectOutput) model.Digest {
-	whole := out.ChecksumType == types.ChecksumTypeFullObject ||
-		out.ChecksumType == "" && !strings.Contains(aws.ToString(out.ETag), "-")
+	whole := ofWhole(out)
 	if sum, err := base64.StdEncoding.DecodeString(aws.ToString(out.ChecksumSHA256)); whole && err == nil && len(sum) == sha256.Size {
 		return model.Digest(hex.EncodeToString(sum))
 	}
@@ -225,6 +227,29 @@ func digestOf(out *s3.HeadObjectOutput) model.Digest {
 		return "" // anything may be in metadata
 	}
 	return d
+}
+
+func ofWhole(out *s3.HeadObjectOutput) bool {
+	return out.ChecksumType == types.ChecksumTypeFullObject ||
+		out.ChecksumType == "" && !strings.Contains(aws.ToString(out.ETag), "-")
+}
+
+// checkOf is the strongest checksum of the whole object that is not its digest. That of parts, which is no hash of
+// anything that is here, is not taken.
+func checkOf(out *s3.HeadObjectOutput) model.Checksum {
+	if !ofWhole(out) {
+		return ""
+	}
+	if sum, err := base64.StdEncoding.DecodeString(aws.ToString(out.ChecksumCRC64NVME)); err == nil && len(sum) == 8 {
+		return model.CRC64NVME([8]byte(sum))
+	}
+	if sum, err := base64.StdEncoding.DecodeString(aws.ToString(out.ChecksumCRC32C)); err == nil && len(sum) == 4 {
+		return model.CRC32C([4]byte(sum))
+	}
+	if sum, err := base64.StdEncoding.DecodeString(aws.ToString(out.ChecksumCRC32)); err == nil && len(sum) == 4 {
+		return model.CRC32([4]byte(sum))
+	}
+	return ""
 }
 
 // bareTag is an ETag without quotes: listings and headers of one store may differ in them.

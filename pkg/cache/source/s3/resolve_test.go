@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -36,6 +37,7 @@ func TestOneObjectIsAModelOfOneFile(t *testing.T) {
 	f := m.Files[0]
 	require.NotEmpty(t, f.Version)
 	f.Version = ""
+	f.Key, _, _ = strings.Cut(f.Key, "\x00") // this store keeps versions
 	require.Equal(t, model.File{Path: "m.gguf", Key: "dir/m.gguf", Size: 7, Digest: model.Digest(sum("weights"))}, f,
 		"the digest is from the object's metadata")
 
@@ -144,7 +146,86 @@ func TestChecksumsOfTheStore(t *testing.T) {
 		require.NoError(t, err, name)
 		require.Equal(t, "ENABLED", asked, name)
 		require.Equal(t, model.Digest(c.want), m.Files[0].Digest, name)
+		require.Empty(t, m.Files[0].Check, name)
 	}
+	crc64, crc32 := "X-Amz-Checksum-Crc64nvme: rosUhgp5mIg=", "X-Amz-Checksum-Crc32c: 4waSgw==" // of "123456789"
+	for name, c := range map[string]struct {
+		headers []string
+		want    model.Checksum
+	}{
+		"crc64nvme":               {[]string{crc64, "X-Amz-Checksum-Type: FULL_OBJECT", `ETag: "e-2"`}, "crc64nvme:ae8b14860a799888"},
+		"crc64nvme before crc32c": {[]string{crc32, crc64, "X-Amz-Checksum-Type: FULL_OBJECT", `ETag: "e"`}, "crc64nvme:ae8b14860a799888"},
+		"crc32c":                  {[]string{crc32, `ETag: "e"`}, "crc32c:e3069283"},
+		"crc32":                   {[]string{"X-Amz-Checksum-Crc32: y/Q5Jg==", "X-Amz-Checksum-Type: FULL_OBJECT", `ETag: "e"`}, "crc32:cbf43926"},
+		"of the parts":            {[]string{crc32, "X-Amz-Checksum-Type: COMPOSITE", `ETag: "e-2"`}, ""},
+		"no sense":                {[]string{"X-Amz-Checksum-Crc64nvme: x", `ETag: "e"`}, ""},
+	} {
+		srv := httptest.NewServer(answer(200, "", append(c.headers, "Content-Length: 9")...))
+		m, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/x"))
+		srv.Close()
+		require.NoError(t, err, name)
+		require.Equal(t, c.want, m.Files[0].Check, name)
+	}
+}
+
+func TestAVersionIsReadWhereThatIsAllowed(t *testing.T) {
+	t.Parallel()
+	const content = "0123456789"
+	denied := false
+	var asked []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		version := r.URL.Query().Get("versionId")
+		asked = append(asked, r.Method+" "+r.URL.Path+" "+version)
+		switch {
+		case r.Method == http.MethodHead:
+			answer(200, "", "Content-Length: 10", `ETag: "e1"`, "X-Amz-Version-Id: v1")(w, r)
+		case version == "v1" && denied:
+			refuse(403, "AccessDenied")(w, r)
+		case version == "gone":
+			refuse(404, "NoSuchVersion")(w, r)
+		default:
+			answer(206, content[2:5], "Content-Range: bytes 2-4/10", `ETag: "e1"`)(w, r)
+		}
+	}))
+	defer srv.Close()
+	ref := parse(t, "s3://models/a/m.gguf")
+	for range 2 {
+		s := newSource(t, srv.URL)
+		m, err := s.Resolve(t.Context(), ref)
+		require.NoError(t, err)
+		asked = nil
+		for range 2 {
+			body, err := s.Open(t.Context(), ref, m.Files[0], 2, 3)
+			require.NoError(t, err)
+			got, err := io.ReadAll(body)
+			require.NoError(t, err)
+			require.NoError(t, body.Close())
+			require.Equal(t, "234", string(got))
+		}
+		want := []string{"GET /models/a/m.gguf v1", "GET /models/a/m.gguf v1"}
+		if denied {
+			want = []string{"GET /models/a/m.gguf v1", "GET /models/a/m.gguf ", "GET /models/a/m.gguf "}
+		}
+		require.Equal(t, want, asked, "a right that is not there is tried once")
+		denied = true
+		gone := m.Files[0]
+		gone.Key = "a/m.gguf\x00gone"
+		_, err = newSource(t, srv.URL).Open(t.Context(), ref, gone, 2, 3)
+		require.Equal(t, "Changed", model.ReasonOf(err), "%v", err)
+		require.False(t, model.IsFinal(err))
+		require.NotContains(t, err.Error(), "\x00")
+	}
+}
+
+func TestAListingForEverIsNotRead(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "<ListBucketResult><Name>"+strings.Repeat("x", 10<<20)+"</Name></ListBucketResult>")
+	}))
+	defer srv.Close()
+	_, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/a/"))
+	require.Equal(t, "TooLarge", model.ReasonOf(err), "%v", err)
+	require.True(t, model.IsFinal(err))
 }
 
 func TestAKeyThatMayNotBeReadIsLookedForInTheListing(t *testing.T) {

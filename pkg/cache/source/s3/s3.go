@@ -1,20 +1,24 @@
 // Package s3 reads models from S3 and the stores that speak its protocol.
 //
-// Reads are pinned by ETag (If-Match) and not by version id: reading a version takes a right
-// (s3:GetObjectVersion) that read-only policies seldom give.
+// Reads are pinned by ETag (If-Match), and by version id where the bucket keeps versions and the policy lets them be
+// read (s3:GetObjectVersion, which read-only policies seldom give): then a model that is replaced during a pull can
+// still be read to its end.
 package s3
 
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -37,7 +41,12 @@ type Source struct {
 	client   *s3.Client
 	idle     *http.Transport
 	endpoint string // for error texts
+
+	unversioned sync.Map // buckets whose versions may not be read, by name
 }
+
+// versioned stands between an object's key and its version id in model.File.Key. No key holds it.
+const versioned = "\x00"
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
@@ -59,7 +68,7 @@ func New(c Config) (*Source, error) {
 	}
 	transport := web.Transport(trust, c.Streams)
 	client := &http.Client{
-		Transport:     transport,
+		Transport:     listings{transport},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // signatures stay here
 	}
 	load := []func(*config.LoadOptions) error{
@@ -89,6 +98,7 @@ func New(c Config) (*Source, error) {
 	}
 	api := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.HTTPClient = client
+		o.Logger = logging.Nop{} // its words are of connections, and on standard error
 		if c.Endpoint != "" {
 			o.BaseEndpoint = aws.String(c.Endpoint)
 		}
@@ -158,4 +168,32 @@ func (e explained) Retrieve(ctx context.Context) (aws.Credentials, error) {
 			Text: "no S3 credentials: name a credentials file in the config, or say that the bucket is anonymous"}
 	}
 	return c, err
+}
+
+// maxListing bounds one page of a listing, in bytes: 1000 keys of at most 1 KiB, and room. The SDK would read on.
+const maxListing = 8 << 20
+
+// listings holds listings to their bound.
+type listings struct{ http.RoundTripper }
+
+func (l listings) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := l.RoundTripper.RoundTrip(req)
+	if err == nil && req.URL.Query().Get("list-type") != "" {
+		resp.Body = &bounded{resp.Body, maxListing}
+	}
+	return resp, err
+}
+
+// bounded is a body of which no more than left is read.
+type bounded struct {
+	io.ReadCloser
+	left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, &model.Error{Reason: "TooLarge", Final: true, Text: "a page of the listing is larger than 8 MiB: check the endpoint and what stands between"}
+	}
+	return n, err
 }
