@@ -11,14 +11,15 @@ import (
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 )
 
 // buildSources builds what the cache pulls from, by scheme.
 func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 	c := cfg.Sources
-	web, err := httpsource.New(httpsource.Config{
-		CAFile: c.HTTP.CAFile, TokenFile: c.HTTP.TokenFile, Hosts: c.HTTP.TokenHosts,
+	pages, err := httpsource.New(httpsource.Config{
+		CAFile: c.HTTP.CAFile, Proxy: c.HTTP.Proxy, Mirrors: mirrors(c.HTTP.Mirrors), TokenFile: c.HTTP.TokenFile, Hosts: c.HTTP.TokenHosts,
 		AllowPlain: c.HTTP.AllowPlain, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {
@@ -26,20 +27,20 @@ func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 	}
 	bucket, err := s3.New(s3.Config{
 		Endpoint: c.S3.Endpoint, Region: c.S3.Region, PathStyle: c.S3.PathStyle, Anonymous: c.S3.Anonymous,
-		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Streams: cfg.Streams,
+		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Proxy: c.S3.Proxy, Streams: cfg.Streams,
 	})
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.s3: %w", err)}
 	}
 	registry, err := oci.New(oci.Config{
-		CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, PlainHosts: c.OCI.PlainHosts,
+		CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, Proxy: c.OCI.Proxy, Mirrors: mirrors(c.OCI.Mirrors), PlainHosts: c.OCI.PlainHosts,
 		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.oci: %w", err)}
 	}
 	hub, err := hf.New(hf.Config{
-		Endpoint: c.HF.Endpoint, Mirrors: c.HF.Mirrors, TokenFile: c.HF.TokenFile, CAFile: c.HF.CAFile,
+		Endpoint: c.HF.Endpoint, Mirrors: c.HF.Mirrors, TokenFile: c.HF.TokenFile, CAFile: c.HF.CAFile, Proxy: c.HF.Proxy,
 		AllowPickle: c.HF.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {
@@ -50,18 +51,25 @@ func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 		return nil, usageError{fmt.Errorf("cache.sources.file: %w", err)}
 	}
 	google, err := gs.New(gs.Config{
-		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile,
+		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile, Proxy: c.GS.Proxy,
 		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.gs: %w", err)}
 	}
 	azure, err := az.New(az.Config{
-		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile,
+		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile, Proxy: c.AZ.Proxy,
 		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.az: %w", err)}
 	}
-	return map[string]cache.Source{"https": web, "http": web, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google, "az": azure}, nil
+	return map[string]cache.Source{"https": pages, "http": pages, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google, "az": azure}, nil
+}
+
+func mirrors(list []config.Mirror) (all []web.Mirror) {
+	for _, m := range list {
+		all = append(all, web.Mirror{Of: m.Of, URL: m.URL})
+	}
+	return all
 }

@@ -266,7 +266,7 @@ func Default() Config {
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Demand: Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:  Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
-			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}},
+			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
 	}

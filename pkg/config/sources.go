@@ -20,12 +20,20 @@ type Sources struct {
 	AZ   SourceAZ   `yaml:"az"`
 }
 
+// Mirror is a server that is asked for what another one has.
+type Mirror struct {
+	Of  string `yaml:"of"`
+	URL string `yaml:"url"`
+}
+
 // SourceHTTP is for https:// origins.
 type SourceHTTP struct {
 	CAFile     string   `yaml:"caFile"`
 	TokenFile  string   `yaml:"tokenFile"`
 	TokenHosts []string `yaml:"tokenHosts"`
 	AllowPlain bool     `yaml:"allowPlain"`
+	Proxy      string   `yaml:"proxy"`
+	Mirrors    []Mirror `yaml:"mirrors"`
 }
 
 // SourceS3 is for s3:// origins.
@@ -36,6 +44,7 @@ type SourceS3 struct {
 	Anonymous       bool   `yaml:"anonymous"`
 	CredentialsFile string `yaml:"credentialsFile"`
 	CAFile          string `yaml:"caFile"`
+	Proxy           string `yaml:"proxy"`
 }
 
 // SourceOCI is for oci:// origins: registries.
@@ -43,6 +52,8 @@ type SourceOCI struct {
 	CredentialsFile string   `yaml:"credentialsFile"`
 	CAFile          string   `yaml:"caFile"`
 	PlainHosts      []string `yaml:"plainHosts"`
+	Proxy           string   `yaml:"proxy"`
+	Mirrors         []Mirror `yaml:"mirrors"`
 }
 
 // SourceHF is for hf:// origins, the Hugging Face hub or what speaks its protocol.
@@ -52,6 +63,7 @@ type SourceHF struct {
 	TokenFile   string   `yaml:"tokenFile"`
 	CAFile      string   `yaml:"caFile"`
 	AllowPickle bool     `yaml:"allowPickle"`
+	Proxy       string   `yaml:"proxy"`
 }
 
 // SourceGS is for gs:// origins.
@@ -60,6 +72,7 @@ type SourceGS struct {
 	Anonymous       bool   `yaml:"anonymous"`
 	CredentialsFile string `yaml:"credentialsFile"`
 	CAFile          string `yaml:"caFile"`
+	Proxy           string `yaml:"proxy"`
 }
 
 // SourceAZ is for az:// origins, Azure Blob Storage.
@@ -68,6 +81,7 @@ type SourceAZ struct {
 	Anonymous       bool   `yaml:"anonymous"`
 	CredentialsFile string `yaml:"credentialsFile"`
 	CAFile          string `yaml:"caFile"`
+	Proxy           string `yaml:"proxy"`
 }
 
 // SourceFile is for file:// origins: the directories that may be read.
@@ -87,6 +101,20 @@ func (s Sources) check(f *file) {
 	}
 	if s.AZ.Endpoint != "" {
 		f.server("cache.sources.az.endpoint", strings.Replace(s.AZ.Endpoint, "://{account}.", "://", 1), "https://{account}.blob.core.windows.net")
+	}
+	for kind, list := range map[string][]Mirror{"http": s.HTTP.Mirrors, "oci": s.OCI.Mirrors} {
+		for i, m := range list {
+			at := fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i)
+			f.server(at+".url", m.URL, "https://mirror.example")
+			if u, err := url.Parse("https://" + m.Of); err != nil || m.Of == "" || u.Host != m.Of {
+				f.wrong(at+".of", "want the host[:port] that it is a mirror of, such as registry.example")
+			}
+		}
+	}
+	for kind, proxy := range map[string]string{"http": s.HTTP.Proxy, "s3": s.S3.Proxy, "oci": s.OCI.Proxy, "hf": s.HF.Proxy, "gs": s.GS.Proxy, "az": s.AZ.Proxy} {
+		if u, err := url.Parse(proxy); proxy != "" && (err != nil || u.Host == "" || u.User != nil) {
+			f.wrong("cache.sources."+kind+".proxy", "want http://host:port without credentials; one that asks for a login goes into HTTPS_PROXY")
+		}
 	}
 	f.server("cache.sources.hf.endpoint", s.HF.Endpoint, "https://huggingface.co")
 	for i, m := range s.HF.Mirrors {

@@ -32,6 +32,7 @@ type Config struct {
 	Anonymous       bool   // send no credentials: public containers
 	CredentialsFile string // a connection string with AccountKey or SharedAccessSignature, read anew for each request; "" for none
 	CAFile          string // PEM certificates to trust beside the system's; "" for none
+	Proxy           string // http://host:port of a proxy to the store; "" for what the environment says
 	UserAgent       string // "" means gpu-agent
 	Streams         int    // idle connections kept; 0 means 64
 }
@@ -83,6 +84,10 @@ func newSource(c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	proxy, err := web.Proxy(c.Proxy)
+	if err != nil {
+		return nil, err
+	}
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
@@ -91,10 +96,9 @@ func newSource(c Config) (*Source, error) {
 	}
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // credentials stay here
 	s := &Source{endpoint: u, userAgent: c.UserAgent, anonymous: c.Anonymous, file: c.CredentialsFile,
-		client: &http.Client{Transport: web.Transport(trust, c.Streams), CheckRedirect: stay}}
+		client: &http.Client{Transport: web.Transport(trust, proxy, c.Streams), CheckRedirect: stay}}
 	if !c.Anonymous && c.CredentialsFile == "" {
-		local := web.Transport(nil, 1)
-		local.Proxy = nil // the node's metadata service is no proxy's business
+		local := web.Transport(nil, nil, 1) // the node's metadata service is no proxy's business
 		s.identity = &identity{
 			client: &http.Client{Transport: s.client.Transport, Timeout: 30 * time.Second, CheckRedirect: stay},
 			local:  &http.Client{Transport: local, Timeout: 10 * time.Second, CheckRedirect: stay},

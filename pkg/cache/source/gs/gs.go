@@ -24,6 +24,7 @@ type Config struct {
 	Anonymous       bool   // send no token: public buckets
 	CredentialsFile string // a service account's key or a workload identity's description, JSON; "" for the default chain
 	CAFile          string // PEM certificates to trust beside the system's; "" for none
+	Proxy           string // http://host:port of a proxy to the store; "" for what the environment says
 	UserAgent       string // "" means gpu-agent
 	Streams         int    // idle connections kept; 0 means 64
 }
@@ -64,6 +65,10 @@ func newSource(c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	proxy, err := web.Proxy(c.Proxy)
+	if err != nil {
+		return nil, err
+	}
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
@@ -71,7 +76,7 @@ func newSource(c Config) (*Source, error) {
 		c.UserAgent = "gpu-agent"
 	}
 	s := &Source{base: u.Scheme + "://" + u.Host, userAgent: c.UserAgent, client: &http.Client{
-		Transport:     web.Transport(trust, c.Streams),
+		Transport:     web.Transport(trust, proxy, c.Streams),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // tokens stay here
 	}}
 	switch {

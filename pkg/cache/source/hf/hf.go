@@ -29,6 +29,7 @@ type Config struct {
 	Endpoint    string   // http(s)://host[:port][/prefix]; "" for Hub
 	Mirrors     []string // addresses of the same form that are asked for files before the endpoint, in order
 	TokenFile   string   // holds a token, read anew for each request so that it may rotate; "" for none
+	Proxy       string   // http://host:port of a proxy to the endpoint and the mirrors; "" for what the environment says
 	CAFile      string   // PEM certificates to trust beside the system's; "" for none
 	AllowPickle bool     // take pickle files of every model; see model.Filter
 	UserAgent   string   // "" means gpu-agent
@@ -68,6 +69,10 @@ func New(c Config) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hf source: %w", err)
 	}
+	proxy, err := web.Proxy(c.Proxy)
+	if err != nil {
+		return nil, fmt.Errorf("hf source: %w", err)
+	}
 	if c.Endpoint == "" {
 		c.Endpoint = Hub
 	}
@@ -97,7 +102,7 @@ func New(c Config) (*Source, error) {
 		}
 	}
 	s.client = &http.Client{
-		Transport: web.Transport(trust, c.Streams),
+		Transport: web.Transport(trust, proxy, c.Streams),
 		// Redirects are followed by hand: each is another host with other rights, or the same one.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

@@ -16,7 +16,10 @@ import (
 
 // Config is how web servers are reached. The zero value is usable: https with the system's trust.
 type Config struct {
-	CAFile     string   // PEM certificates to trust beside the system's; "" for none
+	CAFile string // PEM certificates to trust beside the system's; "" for none
+	Proxy  string // http://host:port of a proxy to web servers; "" for what the environment says
+	// Mirrors of servers are asked first for files whose sha256 is known, without the query of the source, which may be a right.
+	Mirrors    []web.Mirror
 	TokenFile  string   // holds a bearer token, read anew for each request so that it may rotate; "" for none
 	Hosts      []string // host[:port] that get the token; nobody else does
 	AllowPlain bool     // accept http:// beyond this machine; content is then protected by its digest alone
@@ -31,12 +34,17 @@ const maxRedirects = 5
 type Source struct {
 	config Config
 	hosts  map[string]bool
+	mirror *web.Mirrors
 	client *http.Client
 }
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
 	trust, err := web.Roots(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("http source: %w", err)
+	}
+	proxy, err := web.Proxy(c.Proxy)
 	if err != nil {
 		return nil, fmt.Errorf("http source: %w", err)
 	}
@@ -47,6 +55,9 @@ func New(c Config) (*Source, error) {
 		c.Streams = 64
 	}
 	s := &Source{config: c, hosts: map[string]bool{}}
+	if s.mirror, err = web.NewMirrors(c.Mirrors); err != nil {
+		return nil, fmt.Errorf("http source: %w", err)
+	}
 	for _, h := range c.Hosts {
 		u, err := url.Parse("https://" + h)
 		if err != nil || h == "" || u.Host != h {
@@ -64,7 +75,7 @@ func New(c Config) (*Source, error) {
 			return nil, fmt.Errorf("http source: %w", err)
 		}
 	}
-	s.client = &http.Client{Transport: web.Transport(trust, c.Streams), CheckRedirect: s.redirect}
+	s.client = &http.Client{Transport: web.Transport(trust, proxy, c.Streams), CheckRedirect: s.redirect}
 	return s, nil
 }
 

@@ -25,6 +25,25 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if !part.Whole() && length == 0 {
 		return http.NoBody, nil // no Range header can ask for nothing
 	}
+	if f.Digest != "" {
+		same := f
+		same.Version = "" // the mirror's own would be another, and the digest says more
+		if body := s.mirror.Open(ctx, ref.Host, f.Key, part, func(u *url.URL) (io.ReadCloser, error) {
+			at := model.Ref{Scheme: u.Scheme, Host: u.Host}
+			req, err := s.request(ctx, http.MethodGet, at, u.EscapedPath()+f.Key)
+			if err != nil {
+				return nil, err
+			}
+			return s.read(req, same, part)
+		}); body != nil {
+			return body, nil
+		}
+	}
+	return s.read(req, f, part)
+}
+
+// read sends a request for part of f.
+func (s *Source) read(req *http.Request, f model.File, part web.Part) (io.ReadCloser, error) {
 	part.Ask(req.Header)
 	if strings.HasPrefix(f.Version, `"`) {
 		req.Header.Set("If-Match", f.Version)

@@ -23,11 +23,15 @@ import (
 
 // Config is how registries are reached. The zero value is usable: https with the system's trust, no credentials.
 type Config struct {
-	CredentialsFile string   // in the form of ~/.docker/config.json, read anew for each login; "" for none
-	CAFile          string   // PEM certificates to trust beside the system's; "" for none
-	PlainHosts      []string // host[:port] spoken to without TLS, and so without credentials; this machine always is
-	UserAgent       string   // "" means gpu-agent
-	Streams         int      // idle connections kept per host; 0 means 64
+	CredentialsFile string // in the form of ~/.docker/config.json, read anew for each login; "" for none
+	CAFile          string // PEM certificates to trust beside the system's; "" for none
+	Proxy           string // http://host:port of a proxy to registries; "" for what the environment says
+	// Mirrors of registries are asked for layers first. A mirror's path comes before the repository. What it sends is held to
+	// the digest that the registry named, and it gets no login but one of its own.
+	Mirrors    []web.Mirror
+	PlainHosts []string // host[:port] spoken to without TLS, and so without credentials; this machine always is
+	UserAgent  string   // "" means gpu-agent
+	Streams    int      // idle connections kept per host; 0 means 64
 }
 
 // maxRedirects is how many redirects one request follows.
@@ -38,11 +42,17 @@ type Source struct {
 	client *auth.Client
 	idle   *http.Transport
 	plain  map[string]bool
+
+	mirrors *web.Mirrors
 }
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
 	trust, err := web.Roots(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("oci source: %w", err)
+	}
+	proxy, err := web.Proxy(c.Proxy)
 	if err != nil {
 		return nil, fmt.Errorf("oci source: %w", err)
 	}
@@ -52,7 +62,10 @@ func New(c Config) (*Source, error) {
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
-	s := &Source{plain: map[string]bool{}, idle: web.Transport(trust, c.Streams)}
+	s := &Source{plain: map[string]bool{}, idle: web.Transport(trust, proxy, c.Streams)}
+	if s.mirrors, err = web.NewMirrors(c.Mirrors); err != nil {
+		return nil, fmt.Errorf("oci source: %w", err)
+	}
 	for _, h := range c.PlainHosts {
 		u, err := url.Parse("http://" + h)
 		if err != nil || h == "" || u.Host != h {
@@ -159,10 +172,16 @@ func parse(ref model.Ref) (registry.Reference, error) {
 
 // request is for what of the registry, "manifests" or "blobs", in ref's repository.
 func (s *Source) request(ctx context.Context, ref registry.Reference, what, name string) (*http.Request, error) {
-	u := url.URL{Scheme: "https", Host: ref.Host(), Path: "/v2/" + ref.Repository + "/" + what + "/" + name}
+	u := url.URL{Scheme: "https", Host: ref.Host()}
 	if web.Loopback(u.Hostname()) || s.plain[strings.ToLower(u.Host)] {
 		u.Scheme = "http"
 	}
+	return s.requestAt(ctx, u, ref, what, name)
+}
+
+// requestAt asks the server at u, by ref's repository.
+func (s *Source) requestAt(ctx context.Context, u url.URL, ref registry.Reference, what, name string) (*http.Request, error) {
+	u.Path = "/v2/" + ref.Repository + "/" + what + "/" + name
 	ctx = auth.AppendRepositoryScope(ctx, ref, auth.ActionPull)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {

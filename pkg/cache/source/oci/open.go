@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strings"
 
+	"oras.land/oras-go/v2/registry"
+
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -25,17 +27,37 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if length == 0 { // no Range header can ask for nothing, and not every registry serves an empty blob
 		return http.NoBody, context.Cause(ctx)
 	}
+	part := web.Part{Offset: offset, Length: length, Size: f.Size}
+	if body := s.mirrors.Open(ctx, at.Host(), f.Key, part, func(u *url.URL) (io.ReadCloser, error) {
+		there := registry.Reference{Registry: u.Host, Repository: strings.TrimPrefix(u.Path+"/"+at.Repository, "/")}
+		req, err := s.requestAt(ctx, *u, there, "blobs", f.Key)
+		if err != nil {
+			return nil, err
+		}
+		return s.blob(req, f, offset, length)
+	}); body != nil {
+		return body, nil
+	}
 	req, err := s.request(ctx, at, "blobs", f.Key)
 	if err != nil {
 		return nil, err
 	}
+	body, err := s.blob(req, f, offset, length)
+	if err != nil {
+		return nil, blobError(at.ValidateReferenceAsDigest() == nil, err)
+	}
+	return body, nil
+}
+
+// blob sends a request for length bytes of a layer from offset.
+func (s *Source) blob(req *http.Request, f model.File, offset, length int64) (io.ReadCloser, error) {
 	whole := offset == 0 && length == f.Size
 	if !whole {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
 	}
 	resp, err := s.do(req)
 	if err != nil {
-		return nil, blobError(at.ValidateReferenceAsDigest() == nil, err)
+		return nil, err
 	}
 	if err := checkAnswer(req.URL, resp, f, offset, length, whole); err != nil {
 		resp.Body.Close()

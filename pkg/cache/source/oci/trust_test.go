@@ -14,9 +14,11 @@ import (
 	"sync/atomic"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -229,4 +231,65 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		_, err := oci.New(c)
 		require.EqualError(t, err, want)
 	}
+}
+
+// TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin: the registry says what a tag is, the mirror has the bytes.
+func TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin(t *testing.T) {
+	t.Parallel()
+	reg, host := newRegistry(t)
+	pull, there := newRegistry(t)
+	l := reg.layer("application/x", "a", []byte(text))
+	reg.put("m", "v1", ocispec.MediaTypeImageManifest, manifest(t, l))
+	pull.layer("application/x", "a", []byte(text))
+	reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+		if _, password, _ := r.BasicAuth(); password == "sEcReT" {
+			return false
+		}
+		return answer(401, "", "WWW-Authenticate", `Basic realm="x"`)(w, r)
+	})
+	login := filepath.Join(t.TempDir(), "config.json")
+	require.NoError(t, os.WriteFile(login, []byte(`{"auths":{"`+host+`":{"username":"u","password":"sEcReT"}}}`), 0o600))
+	config := oci.Config{CredentialsFile: login, Mirrors: []web.Mirror{{Of: host, URL: "http://" + there + "/cache"}}}
+	read := func(s *oci.Source) {
+		ref := parse(t, "oci://"+host+"/m:v1")
+		m, err := s.Resolve(t.Context(), ref)
+		require.NoError(t, err)
+		body, err := s.Open(t.Context(), ref, m.Files[0], 5, 5)
+		require.NoError(t, err)
+		defer body.Close()
+		got, err := io.ReadAll(body)
+		require.NoError(t, err)
+		require.Equal(t, text[5:10], string(got))
+	}
+	blobs := func(r *registry) (n int) {
+		for _, req := range r.seen {
+			if strings.Contains(req.URL.Path, "/blobs/") {
+				n++
+			}
+		}
+		return n
+	}
+	read(newSource(t, config))
+	require.Zero(t, blobs(reg))
+	require.Len(t, pull.seen, 1)
+	require.Equal(t, "/v2/cache/m/blobs/"+l.Digest.String(), pull.seen[0].URL.Path)
+	require.Empty(t, pull.seen[0].Header.Get("Authorization"))
+
+	for name, lie := range map[string]func(http.ResponseWriter, *http.Request) bool{
+		"wants a login": answer(401, "", "WWW-Authenticate", `Basic realm="x"`), "lacks it": answer(404, ""), "breaks": answer(500, ""),
+		"another offset": answer(206, text[4:9], "Content-Range", "bytes 4-8/20"),
+	} {
+		pull.answer(lie)
+		before := blobs(reg)
+		read(newSource(t, config))
+		require.Greater(t, blobs(reg), before, name)
+		for _, req := range pull.seen {
+			require.Empty(t, req.Header.Get("Authorization"), name)
+		}
+	}
+	_, err := oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a/b", URL: "https://m"}}})
+	require.ErrorContains(t, err, `it is of "a/b": want host`)
+	_, err = oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a", URL: "https://u:sEcReT@m"}}})
+	require.ErrorContains(t, err, "mirror of a: want http(s)://")
+	require.NotContains(t, err.Error(), "sEcReT")
 }

@@ -32,6 +32,7 @@ type Config struct {
 	Anonymous       bool   // sign nothing: public buckets
 	CredentialsFile string // in the form of ~/.aws/credentials, profile default, read anew each minute; "" for the default chain
 	CAFile          string // PEM certificates to trust beside the system's; "" for those of AWS_CA_BUNDLE
+	Proxy           string // http://host:port of a proxy to the store; "" for what the environment says
 	UserAgent       string // application id within the SDK's own; "" for gpu-agent
 	Streams         int    // idle connections kept; 0 means 64
 }
@@ -60,13 +61,17 @@ func New(c Config) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("s3 source: %w", err)
 	}
+	proxy, err := web.Proxy(c.Proxy)
+	if err != nil {
+		return nil, fmt.Errorf("s3 source: %w", err)
+	}
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
 	}
-	transport := web.Transport(trust, c.Streams)
+	transport := web.Transport(trust, proxy, c.Streams)
 	client := &http.Client{
 		Transport:     listings{transport},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // signatures stay here

@@ -14,16 +14,19 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpproxy"
+
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // Transport speaks HTTP/1.1, one connection a range: HTTP/2 would put all parallel ranges on one. It has
 // no total timeout: the fetcher watches the progress of each body. It keeps streams idle connections to a host.
-func Transport(trust *x509.CertPool, streams int) *http.Transport {
+// Requests go through proxy, as Proxy made it.
+func Transport(trust *x509.CertPool, proxy func(*http.Request) (*url.URL, error), streams int) *http.Transport {
 	var only1 http.Protocols
 	only1.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
+		Proxy:                 proxy,
 		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:       &tls.Config{RootCAs: trust, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:   15 * time.Second,
@@ -34,6 +37,23 @@ func Transport(trust *x509.CertPool, streams int) *http.Transport {
 		DisableCompression:    true, // a range of compressed bytes is not a range of the file
 		Protocols:             &only1,
 	}
+}
+
+// Proxy says which requests go through a proxy: with an address all but those to this machine and to what NO_PROXY
+// names; without one those that the environment says, HTTPS_PROXY and so on.
+func Proxy(address string) (func(*http.Request) (*url.URL, error), error) {
+	if address == "" {
+		return http.ProxyFromEnvironment, nil
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" ||
+		u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" {
+		return nil, errors.New("proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY")
+	}
+	given := httpproxy.FromEnvironment()
+	given.HTTPProxy, given.HTTPSProxy, given.CGI = address, address, false
+	choose := given.ProxyFunc()
+	return func(req *http.Request) (*url.URL, error) { return choose(req.URL) }, nil
 }
 
 // Roots is the system's trust with the certificates of file; nil, the system's, where file is "".

@@ -1,0 +1,56 @@
+package web_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
+)
+
+func TestAProxyIsForAllButThisMachineAndWhatIsExempt(t *testing.T) {
+	t.Setenv("NO_PROXY", "registry.internal,10.0.0.0/8")
+	t.Setenv("HTTPS_PROXY", "http://other.example:3128")
+	proxy, err := web.Proxy("http://proxy.example:3128")
+	require.NoError(t, err)
+	for address, want := range map[string]string{
+		"https://hub.example/x":      "http://proxy.example:3128",
+		"http://hub.example/x":       "http://proxy.example:3128",
+		"https://registry.internal/": "",
+		"https://10.1.2.3/":          "",
+		"http://127.0.0.1:5000/":     "",
+		"http://localhost/":          "",
+	} {
+		u, err := proxy(httptest.NewRequest(http.MethodGet, address, nil))
+		require.NoError(t, err)
+		got := ""
+		if u != nil {
+			got = u.String()
+		}
+		require.Equal(t, want, got, address)
+	}
+	for _, bad := range []string{"proxy", "proxy:3128", "ftp://proxy", "http://user:sEcReT@proxy", "http://proxy/path", "http://proxy?x"} {
+		_, err := web.Proxy(bad)
+		require.ErrorContains(t, err, "want http://host:port", bad)
+		require.NotContains(t, err.Error(), "sEcReT")
+	}
+}
+
+// TestARequestGoesThroughTheProxy sees one arrive there, for a host that there is not.
+func TestARequestGoesThroughTheProxy(t *testing.T) {
+	asked := make(chan string, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked <- r.RequestURI }))
+	defer srv.Close()
+	proxy, err := web.Proxy(srv.URL)
+	require.NoError(t, err)
+	transport := web.Transport(nil, proxy, 1)
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://models.invalid/a", nil)
+	require.NoError(t, err)
+	resp, err := transport.RoundTrip(req)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, "http://models.invalid/a", <-asked)
+}
