@@ -215,3 +215,13 @@ func TestOneObject(t *testing.T) {
 	_, err = s.Resolve(t.Context(), parse(t, "gs://models/p6?x=1"))
 	require.Equal(t, "BadSource", model.ReasonOf(err))
 }
+
+func TestAPageOfAListingIsBounded(t *testing.T) {
+	t.Parallel()
+	st, endpoint := newStore(t)
+	st.before = func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"items":[],"x":"` + strings.Repeat(" ", 10<<20) + `"}`))
+	}
+	_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Resolve(t.Context(), parse(t, "gs://models/p/"))
+	require.Equal(t, "WrongAnswer", model.ReasonOf(err), "%v", err)
+}
