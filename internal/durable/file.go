@@ -23,6 +23,15 @@ func (d Disk) OpenFile(path string, perm os.FileMode) (*File, error) {
 	return &File{disk: d, file: f}, nil
 }
 
+// Open opens path for reading alone.
+func Open(path string) (*File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &File{file: f}, nil
+}
+
 // Preallocate gives the file its final size and, where the filesystem can, its blocks, so that a disk
 // without room says so now and not at 97 %. What is there already stays.
 func (f *File) Preallocate(size int64) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -207,13 +208,13 @@ func (c *Cache) unpackOne(ctx context.Context, e *entry, j *job, s *slot) error 
 	if err := c.disk.MkdirAll(s.dir(), 0o700); err != nil {
 		return ours(err)
 	}
-	in, err := os.Open(s.path)
+	in, err := durable.Open(s.path)
 	if err != nil {
 		return ours(err)
 	}
 	defer in.Close()
 	n := 0
-	members, err := archive.Read(&patient{ctx, in}, s.file.Archive, c.limit, func(size int64, content io.Reader) (model.Digest, error) {
+	members, err := archive.Read(&patient{ctx: ctx, file: in}, s.file.Archive, c.limit, func(size int64, content io.Reader) (model.Digest, error) {
 		if err := c.grow(ctx, e, j, s, size); err != nil {
 			return "", err
 		}
@@ -341,6 +342,7 @@ func fill(f *durable.File, size int64, content io.Reader) (model.Digest, error) 
 		h.Write(buf[:n])
 		if at += int64(n); at-flushed >= flushEvery || at == size {
 			f.Flush(flushed, at-flushed)
+			f.Drop(0, flushed) // what was flushed before is on the disk by now, or nearly
 			flushed = at
 		}
 	}
@@ -354,19 +356,29 @@ func fill(f *durable.File, size int64, content io.Reader) (model.Digest, error) 
 	return model.Digest(hex.EncodeToString(h.Sum(nil))), nil
 }
 
-// patient reads until its context is done.
+// patient reads a file from its start, until its context is done, and gives back the pages behind it: a layer
+// of many gigabytes is read once.
 type patient struct {
-	ctx context.Context
-	r   io.Reader
+	ctx     context.Context
+	file    *durable.File
+	at      int64
+	dropped int64
 }
 
 func (p *patient) Read(b []byte) (int, error) {
 	if err := p.ctx.Err(); err != nil {
 		return 0, err
 	}
-	n, err := p.r.Read(b)
-	if err != nil && err != io.EOF {
-		err = ours(err)
+	n, err := p.file.ReadAt(b, p.at)
+	if p.at += int64(n); p.at-p.dropped >= flushEvery {
+		p.file.Drop(p.dropped, p.at-p.dropped)
+		p.dropped = p.at
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return n, ours(err)
+	}
+	if n > 0 {
+		err = nil // what is at the end comes with io.EOF
 	}
 	return n, err
 }

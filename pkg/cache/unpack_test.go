@@ -343,9 +343,29 @@ func until(t *testing.T, c *Cache, f *fault, revision string) bool {
 	}
 }
 
-func TestUnpackingStopsWithItsContext(t *testing.T) {
+func TestAnArchiveIsReadOnceAndInBoundedMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "archive") // on a disk, which /dev/shm is not
+	want := bytes.Repeat([]byte("archive."), 6<<20)
+	require.NoError(t, durable.Disk{}.WriteFile(path, want, 0o400))
+	f, err := durable.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	f.Drop(0, int64(len(want)))
+	cold, err := f.Resident()
+	droppable := err == nil && cold < int64(len(want))
 	ctx, cancel := context.WithCancel(t.Context())
+	in := &patient{ctx: ctx, file: f}
+	got, err := io.ReadAll(in)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, got))
+	if droppable {
+		resident, err := f.Resident()
+		require.NoError(t, err)
+		require.LessOrEqual(t, resident, int64(3*flushEvery/2))
+	} else {
+		t.Log("the page cache is not looked at: the kernel cannot say, or this filesystem has no disk below it")
+	}
 	cancel()
-	_, err := (&patient{ctx, bytes.NewReader([]byte("x"))}).Read(make([]byte, 1))
+	_, err = in.Read(make([]byte, 1))
 	require.ErrorIs(t, err, context.Canceled)
 }
