@@ -2,17 +2,20 @@ package s3_test
 
 import (
 	"bytes"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	sdk "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
@@ -26,12 +29,14 @@ func TestContractOnVersitygw(t *testing.T) {
 		t.Skip("no versitygw on PATH")
 	}
 	dir := t.TempDir()
-	require.NoError(t, os.MkdirAll(filepath.Join(dir, "models"), 0o755))
+	for _, bucket := range []string{"models", "versions"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, bucket), 0o755))
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	addr := l.Addr().String()
 	require.NoError(t, l.Close())
-	cmd := exec.CommandContext(t.Context(), bin, "--access", "AKIDTEST", "--secret", "sEcReT", "--port", addr, "posix", dir)
+	cmd := exec.CommandContext(t.Context(), bin, "--access", "AKIDTEST", "--secret", "sEcReT", "--port", addr, "posix", "--versioning-dir", t.TempDir(), dir)
 	require.NoError(t, cmd.Start())
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	require.Eventually(t, func() bool {
@@ -69,4 +74,32 @@ func TestContractOnVersitygw(t *testing.T) {
 		Missing: parse(t, "s3://models/missing/llama"),
 		Digests: true, // from x-amz-checksum-sha256
 	})
+
+	// In a bucket that keeps versions, what was resolved stays readable.
+	_, err = client.PutBucketVersioning(t.Context(), &sdk.PutBucketVersioningInput{
+		Bucket: aws.String("versions"), VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
+	})
+	require.NoError(t, err)
+	write := func(text string) {
+		_, err := client.PutObject(t.Context(), &sdk.PutObjectInput{
+			Bucket: aws.String("versions"), Key: aws.String("m/w.bin"), Body: strings.NewReader(text), ChecksumAlgorithm: "CRC64NVME",
+		})
+		require.NoError(t, err)
+	}
+	s, ref := newSource(t, "http://"+addr), parse(t, "s3://versions/m")
+	write("the first")
+	m, err := s.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	h, err := m.Files[0].Check.Hash(9)
+	require.NoError(t, err)
+	require.NotNil(t, h, "the store names its crc64nvme")
+	_, _ = io.WriteString(h, "the first")
+	require.True(t, m.Files[0].Check.Matches(h), m.Files[0].Check)
+	write("the second")
+	body, err := s.Open(t.Context(), ref, m.Files[0], 4, 5)
+	require.NoError(t, err)
+	defer body.Close()
+	got, err := io.ReadAll(body)
+	require.NoError(t, err)
+	require.Equal(t, "first", string(got))
 }
