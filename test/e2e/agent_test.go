@@ -30,7 +30,9 @@ type deployment struct {
 	mig      string // strategy; "" is the default's
 	specs    bool   // the agent writes the CDI specs
 
-	inject bool // the models into every container with a GPU
+	inject  bool     // the models into every container with a GPU
+	catalog []string // names of models in bucket models that come when a pod asks for them
+	limit   string   // of the cache; "" is 1Gi
 
 	choices map[string]int // replicas by the name of one of NVIDIA's files, for the node's label to choose from
 }
@@ -109,6 +111,9 @@ func (d deployment) config() string {
 	if d.model != "" {
 		models = fmt.Sprintf("[{name: %s, source: s3://models/%[1]s}]", d.model)
 	}
+	for _, name := range d.catalog {
+		models = strings.Replace(models, "]", fmt.Sprintf("{name: %s, source: s3://models/%[1]s, onDemand: true},]", name), 1)
+	}
 	sharing := "null"
 	if d.replicas > 0 {
 		sharing = fmt.Sprintf("{resources: [{name: nvidia.com/gpu, replicas: %d}]}", d.replicas)
@@ -130,10 +135,10 @@ cdi: %s
 labels: {startupTaint: true}
 podResources: {interval: 1s}
 cache:
-  limit: 1Gi
+  limit: %s
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, models, s3Endpoint)
+`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), models, s3Endpoint)
 }
 
 // edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod

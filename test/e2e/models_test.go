@@ -2,6 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -95,4 +98,92 @@ func TestModelsWithoutAVolume(t *testing.T) {
 	text, err := n.metrics()
 	require.NoError(t, err)
 	require.True(t, strings.Contains(text, "\ngpu_agent_models_mounts_total 2\n"), "two containers were given the models")
+}
+
+// holds waits until the node shows these models, or does not.
+func (n *node) holds(t *testing.T, want map[string]bool) {
+	t.Helper()
+	eventually(t, 60*time.Second, fmt.Sprintf("models %v", want), func() error {
+		for name, there := range want {
+			_, err := n.try("", "exec", "test", "-e", "/var/lib/gpu-agent/models/by-name/"+name+"/weights.bin")
+			if (err == nil) != there {
+				return fmt.Errorf("model %s: there is %t, want %t", name, err == nil, there)
+			}
+		}
+		return nil
+	})
+}
+
+// asking is a pod that names a model in its annotation, and waits for it in its injected folder.
+func asking(name, model, then string) string {
+	return strings.Replace(bare(name, "", fmt.Sprintf(`    resources: {limits: {nvidia.com/gpu: 1}}
+    command: [/bin/sh, -c, "until busybox test -e /models/by-name/%s; do busybox sleep 0.2; done; %s"]
+`, model, then)), "namespace: restricted}", "namespace: restricted, annotations: {gpu-agent.dev/models: "+model+"}}", 1)
+}
+
+func TestPodsAskForModels(t *testing.T) {
+	n := needNode(t)
+	kept, _ := n.newModel(t)
+	unused, _ := n.newModel(t)
+	next, sha := n.newModel(t)
+	n.deploy(t, deployment{strategy: "envvar", driver: newDriver(t, 2), catalog: []string{kept, unused, next}, limit: "50Mi", inject: true})
+	n.offers(t, "2", 30*time.Second)
+	n.apply(t, restricted)
+	n.holds(t, map[string]bool{kept: false, unused: false, next: false})
+
+	n.apply(t, asking("keeps", kept, "busybox sleep 100000"))
+	n.holds(t, map[string]bool{kept: true, unused: false, next: false})
+	n.apply(t, asking("ends", unused, "true"))
+	n.succeeds(t, "restricted", "ends", 60*time.Second)
+	n.holds(t, map[string]bool{kept: true, unused: true, next: false})
+
+	// There is room for two: what the pod that has ended used goes, though the other came first.
+	n.apply(t, asking("reads", next, "busybox sha256sum /models/by-name/"+next+"/weights.bin"))
+	require.Contains(t, n.succeeds(t, "restricted", "reads", 60*time.Second), sha)
+	n.holds(t, map[string]bool{kept: true, unused: false, next: true})
+}
+
+func TestModelsThroughAClaim(t *testing.T) {
+	n := needNode(t)
+	model, sha := n.newModel(t)
+	n.deploy(t, deployment{strategy: "envvar", driver: newDriver(t, 1), catalog: []string{model}})
+	n.offers(t, "1", 30*time.Second)
+	example, err := os.ReadFile("../../deployments/examples/models-pvc.yaml")
+	require.NoError(t, err)
+	n.apply(t, strings.NewReplacer(
+		"args: [serve, /models/by-name/llama-3-8b]", "command: [/bin/busybox, sha256sum, /models/by-name/"+model+"/weights.bin]",
+		"llama-3-8b", model, "image: gpu-agent:dev", "image: "+agentImage, "registry.example/serving:1", "docker.io/library/busybox:e2e",
+	).Replace(string(example)))
+	require.Equal(t, sha+"  /models/by-name/"+model+"/weights.bin\n", n.succeeds(t, "serving", "llama", 90*time.Second))
+}
+
+// TestAKilledAgentGoesOn kills the agent in the middle of a download.
+func TestAKilledAgentGoesOn(t *testing.T) {
+	n := needNode(t)
+	const size = 700 << 20
+	file := filepath.Join(t.TempDir(), "weights.bin")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Truncate(file, size))
+	model := "large-" + strconv.FormatInt(time.Now().Unix(), 36)
+	n.upload(t, model+"/weights.bin", file)
+	n.deploy(t, deployment{strategy: "envvar", driver: newDriver(t, 1), model: model})
+	eventually(t, 60*time.Second, "a download in the middle", func() error {
+		_, err := n.try("", "exec", "test", "-e", "/var/lib/gpu-agent/store/partial/"+model+"/00000.json") // its journal
+		return err
+	})
+	n.must(t, "exec", "sh", "-c", "kill -9 $(busybox pidof gpu-agent)")
+	n.holds(t, map[string]bool{model: true})
+	text, err := n.metrics()
+	require.NoError(t, err)
+	require.Contains(t, text, `model_cache_model_ready{model="`+model+`"} 1`)
+	fetched := -1.0
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(line, "model_cache_fetched_bytes_total "); ok {
+			fetched, err = strconv.ParseFloat(strings.TrimSpace(value), 64)
+			require.NoError(t, err)
+		}
+	}
+	t.Logf("fetched after the kill: %.0f of %d bytes", fetched, size)
+	require.Greater(t, fetched, 0.0, "it was killed in the middle")
+	require.Less(t, fetched, float64(size), "what was here was not fetched again")
 }

@@ -61,6 +61,8 @@ func TestRights(t *testing.T) {
 		{"an event of another", create, events, event("Node", "other"), token, "may tell events only of the Node that it runs on"},
 		{"an event of a pod", create, events, event("Pod", "node-1"), token, "may tell events only of the Node that it runs on"},
 		{"an event elsewhere", create, "/api/v1/namespaces/kube-system/events", event("Node", "node-1"), token, "forbidden"},
+		{"all pods", "GET json", "/api/v1/pods", "", token, "forbidden"},
+		{"the kubelet through the server", "GET json", "/api/v1/nodes/node-1/proxy/pods", "", token, "forbidden"},
 		{"all nodes", "GET json", "/api/v1/nodes", "", token, "forbidden"},
 		{"secrets", "GET json", "/api/v1/namespaces/gpu-agent/secrets", "", token, "forbidden"},
 		{"slices of its node", "GET json", "/apis/resource.k8s.io/v1/resourceslices?fieldSelector=spec.nodeName%3Dnode-1,spec.driver%3Dgpu.nvidia.com", "", token, ""},
