@@ -71,12 +71,15 @@ func run(ctx context.Context) error {
 	}
 	defer c.Close()
 	start, before := time.Now(), peak()
-	c.Want([]model.Spec{{Name: *name, Source: ref}})
-
+	c.Want(nil)
+	asked, err := c.Pull(ctx, model.Spec{Name: *name, Source: ref})
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	status, err := wait(ctx, c, *name, *kill)
+	status, err := wait(ctx, c, *name, asked, *kill)
 	took := time.Since(start)
 	cancel()
 	if runErr := <-ended; err == nil {
@@ -118,8 +121,8 @@ func open(ref model.Ref, endpoint string) (map[string]cache.Source, error) {
 	return map[string]cache.Source{"http": s, "https": s}, err
 }
 
-// wait returns once the model is visible, or has failed: a benchmark does not wait for a second try.
-func wait(ctx context.Context, c *cache.Cache, name string, kill float64) (*model.Status, error) {
+// wait returns once the pull has an outcome, without patience for a second try.
+func wait(ctx context.Context, c *cache.Cache, name string, asked int64, kill float64) (*model.Status, error) {
 	for {
 		inv, changed := c.Watch()
 		if s := inv.Model(name); s != nil {
@@ -127,12 +130,12 @@ func wait(ctx context.Context, c *cache.Cache, name string, kill float64) (*mode
 				fmt.Printf("killed with %d of %d bytes\n", s.Done, s.Size)
 				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			}
-			switch s.State {
-			case model.Ready:
+			switch {
+			case s.Answered < asked:
+			case s.Reason == "":
 				return s, nil
-			case model.Failed:
+			default:
 				return nil, fmt.Errorf("%s: %s", s.Reason, s.Message)
-			case model.Pending, model.Pulling, model.Removing:
 			}
 		}
 		select {

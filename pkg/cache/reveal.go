@@ -130,7 +130,11 @@ func (c *Cache) nameBlobs(j *job) error {
 	return c.syncDirs(dirs)
 }
 
+// syncDirs makes the names in directories durable; many of them in one wait.
 func (c *Cache) syncDirs(dirs map[string]bool) error {
+	if len(dirs) > fewFiles {
+		return c.disk.SyncFS(c.cfg.Root) // models/ and store/ are one filesystem
+	}
 	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
 		if err := c.disk.SyncDir(dir); err != nil {
 			return err
