@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -23,7 +24,7 @@ func configCommand() *cobra.Command {
 				if err != nil {
 					return usageError{err}
 				}
-				for _, note := range c.Notes {
+				for _, note := range append(config.NVIDIAVariables(os.LookupEnv), c.Notes...) {
 					fmt.Fprintln(cmd.ErrOrStderr(), note)
 				}
 				out, err := yaml.Marshal(c)

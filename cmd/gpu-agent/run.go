@@ -45,7 +45,7 @@ func runCommand() *cobra.Command {
 // run supervises the parts until ctx is done, and has edits of the files take effect meanwhile. load reads the
 // configuration for a node with that choice of NVIDIA's files.
 func (a *agent) run(ctx context.Context, load func(choice string) (config.Config, error)) error {
-	for _, note := range a.now().config.Notes {
+	for _, note := range append(config.NVIDIAVariables(os.LookupEnv), a.now().config.Notes...) {
 		a.log.Info("configuration", "note", note)
 	}
 	if err := a.firstChoice(ctx, load); err != nil {
