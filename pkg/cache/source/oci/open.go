@@ -28,7 +28,7 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 		return http.NoBody, context.Cause(ctx)
 	}
 	part := web.Part{Offset: offset, Length: length, Size: f.Size}
-	if body := s.mirrors.Open(ctx, at.Host(), f.Key, part, func(u *url.URL) (io.ReadCloser, error) {
+	if body := s.mirrors.Open(ctx, ref.Host, f.Key, part, func(u *url.URL) (io.ReadCloser, error) {
 		there := registry.Reference{Registry: u.Host, Repository: strings.TrimPrefix(u.Path+"/"+at.Repository, "/")}
 		req, err := s.requestAt(ctx, *u, there, "blobs", f.Key)
 		if err != nil {

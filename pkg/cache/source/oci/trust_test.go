@@ -287,7 +287,13 @@ func TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin(t *testing.T) {
 			require.Empty(t, req.Header.Get("Authorization"), name)
 		}
 	}
-	_, err := oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a/b", URL: "https://m"}}})
+	// Docker's registry is asked under another name than it is known by.
+	pull.answer(nil)
+	body, err := newSource(t, oci.Config{Mirrors: []web.Mirror{{Of: "docker.io", URL: "http://" + there}}}).Open(t.Context(),
+		parse(t, "oci://docker.io/library/m:v1"), model.File{Path: "a", Key: l.Digest.String(), Size: 20}, 5, 5)
+	require.NoError(t, err)
+	require.NoError(t, body.Close())
+	_, err = oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a/b", URL: "https://m"}}})
 	require.ErrorContains(t, err, `it is of "a/b": want host`)
 	_, err = oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a", URL: "https://u:sEcReT@m"}}})
 	require.ErrorContains(t, err, "mirror of a: want http(s)://")
