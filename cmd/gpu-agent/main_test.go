@@ -14,6 +14,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin/kubelettest"
 )
 
 func TestMain(m *testing.M) {
@@ -64,6 +66,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DIGEST", fmt.Sprintf("%x", sha256.Sum256([]byte(content))))
 			env.Setenv("NODE_NAME", "node-1")
 			env.Setenv("FAKENVML", fake)
+			env.Values[kubeletKey{}] = new(*kubelettest.Kubelet)
 			return nil
 		},
 		Condition: func(name string) (bool, error) {
@@ -76,6 +79,7 @@ func TestScripts(t *testing.T) {
 			"eventually": eventually,
 			"expand":     expand,
 			"driver":     driver,
+			"kubelet":    kubelet,
 			"lose":       func(*testscript.TestScript, bool, []string) { lost.Store(true) }, // lost.bin at the origin
 			"move":       branch.move,
 			"release":    split.release,

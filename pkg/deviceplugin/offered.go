@@ -19,7 +19,8 @@ const farewell = time.Second
 // hold units of it run on. But as long as the policy is the same and nothing else is offered, what there
 // was stays registered: what became of it is said on its streams.
 func (p *Plugin) learn(policy resource.Policy, s *gpu.Snapshot, now time.Time) {
-	if s == nil || !s.Driver.Loaded {
+	// While an operator has the driver released it is known which GPUs there are, also to an agent that starts then.
+	if s == nil || !s.Driver.Loaded && !released(s) {
 		return
 	}
 	p.tell(policy.Problems(s))
@@ -85,4 +86,8 @@ func (p *Plugin) tell(problems []string) {
 		}
 	}
 	p.problems = problems
+}
+
+func released(s *gpu.Snapshot) bool {
+	return slices.ContainsFunc(s.Devices, func(d gpu.Device) bool { return d.Health.Reason == gpu.Released })
 }

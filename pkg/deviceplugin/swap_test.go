@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin"
 	"github.com/gpu-agent/gpu-agent/pkg/deviceplugin/kubelettest"
+	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu/gputest"
 	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
@@ -142,4 +143,17 @@ func TestNothingIsOfferedWhileSomebodyElseDoes(t *testing.T) {
 	require.Len(t, n.kubelet.State().Registrations, 1)
 	n.elsewhere.Set("")
 	n.registered(2, 8)
+}
+
+func TestAnAgentThatStartsDuringAReleaseAnswersTheKubelet(t *testing.T) {
+	t.Parallel()
+	released := gputest.Sick(gputest.Sick(gputest.Node(2), 0, gpu.Released), 1, gpu.Released)
+	released.Driver = gpu.Driver{Error: "released by an operator"}
+	n := newNode(t, released, resource.Config{})
+	n.startKubelet()
+	s := n.wait(func(s kubelettest.State) bool { return len(s.Devices) == 2 && s.Streams == 1 })
+	require.Len(t, s.Registrations, 1)
+	require.Zero(t, s.Healthy())
+	n.snapshots.Set(gputest.Node(2))
+	n.registered(1, 2)
 }
