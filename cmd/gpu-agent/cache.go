@@ -66,11 +66,21 @@ func (a *agent) runCache(ctx context.Context, c config.Cache, sources map[string
 	return err
 }
 
+func bandwidth(b config.Bandwidth) cache.Bandwidth {
+	plan := cache.Bandwidth{Limit: int64(b.Limit)}
+	for _, w := range b.Windows {
+		plan.Windows = append(plan.Windows, cache.Window{
+			From: time.Duration(w.From), To: time.Duration(w.To), Limit: int64(w.Limit), Paused: w.Paused})
+	}
+	return plan
+}
+
 // openCache waits for an agent that holds the cache and is about to go.
 func (a *agent) openCache(ctx context.Context, c config.Cache, sources map[string]cache.Source) (*cache.Cache, error) {
 	for {
 		opened, err := cache.Open(cache.Config{
 			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
+			Bandwidth:  bandwidth(c.Bandwidth),
 			Scrub:      cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
 			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
 		}, sources)

@@ -32,6 +32,7 @@ type Cache struct {
 	inventory watch.Value[*model.Inventory]
 	wake      chan struct{} // to the reconcile loop: something changed
 	streams   *streams
+	pace      *pace
 	fetched   atomic.Int64 // bytes from origins
 
 	// admit is held while room is sought and made: one at a time, so that nobody counts the same room twice.
@@ -226,6 +227,9 @@ func (c *Cache) status(e *entry) model.Status {
 		s.Reason, s.Message = "Unsure", e.spec.Unsure
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
+		if until := c.pace.plan.paused(time.Now()); until != "" {
+			s.Reason, s.Message = "Paused", "paused until "+until+" by cache.bandwidth"
+		}
 	case !e.asked() && len(e.old) > 0:
 		s.State, s.Reason = model.Failed, "OnlyOld"
 		s.Message = "its current revision is gone and nobody asks for it; old ones are in use: gpu-agent models rollback " +

@@ -22,7 +22,8 @@ type Config struct {
 	// last 15 % of it stay free: there the kubelet begins to evict pods (imagefs.available).
 	// With a limit of one's own only the filesystem's end is respected.
 	Limit     int64
-	Streams   int   // concurrent reads from origins at most, all models together; 0 means 32
+	Streams   int // concurrent reads from origins at most, all models together; 0 means 32
+	Bandwidth Bandwidth
 	RangeSize int64 // bytes per read of a large file; 0 means 16 MiB
 	// Unlabelled, if set, returns once nothing sends pods to this node for the named model any more. It
 	// is called before a visible model goes away, when the inventory says Removing.
@@ -100,6 +101,7 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		wake:     make(chan struct{}, 1),
 		asked:    time.Now().UnixMicro(), // beyond the numbers of an earlier life
 		streams:  newStreams(cfg.Streams),
+		pace:     &pace{plan: cfg.Bandwidth},
 		models:   map[string]*entry{},
 		blobs:    map[model.Digest]int64{},
 		failures: map[string]int64{},

@@ -31,6 +31,7 @@ type fetcher struct {
 	src     Source
 	ref     model.Ref
 	streams *streams
+	pace    *pace
 	fetched *atomic.Int64
 	cancel  context.CancelFunc
 
@@ -54,7 +55,7 @@ type claim struct {
 func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, fetched: &c.fetched, cancel: cancel}
+	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, fetched: &c.fetched, cancel: cancel}
 	j.err, j.lane = nil, c.streams.lane(originOf(ref))
 	ranges := 0
 	for _, s := range j.slots {

@@ -61,6 +61,9 @@ const (
 // returns how many came. The stream is given up when too little arrives within stallAfter; how long it takes
 // in all does not matter, nor what sink takes. A firm one is not given up for another model's.
 func (f *fetcher) stream(ctx context.Context, s *slot, off, n int64, firm bool, sink func(p []byte, at int64) error) (at int64, err error) {
+	if err := f.pace.open(ctx); err != nil {
+		return 0, err
+	}
 	ctx, t, err := f.streams.take(ctx, f.job, firm)
 	if err != nil {
 		return 0, err
@@ -106,11 +109,17 @@ func (f *fetcher) stream(ctx context.Context, s *slot, off, n int64, firm bool, 
 		}
 		f.fetched.Add(int64(fill))
 		timer.Stop() // the wait is ours now
+		if err := f.pace.spend(ctx, fill); err != nil {
+			return at, because(err)
+		}
 		if err := sink(t.buf[:fill], at); err != nil {
 			return at, err
 		}
-		timer.Reset(stallAfter)
 		at += int64(fill)
+		if at < n && !firm && f.pace.plan.paused(time.Now()) != "" {
+			return at, errYield // no connection lasts until the window is over
+		}
+		timer.Reset(stallAfter)
 	}
 	switch {
 	case at == n:

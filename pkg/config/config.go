@@ -191,6 +191,8 @@ type Cache struct {
 	Root    string `yaml:"root"`
 	Limit   Bytes  `yaml:"limit"` // 0: a share of the filesystem
 	Streams int    `yaml:"streams"`
+	// How fast origins are read, all together.
+	Bandwidth Bandwidth `yaml:"bandwidth"`
 	// Of models whose source can move.
 	Refresh Duration `yaml:"refresh"` // 0: never
 	Keep    int      `yaml:"keep"`    // old revisions of each model
@@ -198,6 +200,20 @@ type Cache struct {
 	Demand  Demand   `yaml:"demand"`
 	Models  []Model  `yaml:"models"`
 	Sources Sources  `yaml:"sources"`
+}
+
+// Bandwidth is a limit, and the parts of each day in which another one holds.
+type Bandwidth struct {
+	Limit   Bytes    `yaml:"limit"` // a second; 0: none
+	Windows []Window `yaml:"windows"`
+}
+
+// Window is a part of each day; From after To spans midnight.
+type Window struct {
+	From   Clock `yaml:"from"`
+	To     Clock `yaml:"to"`
+	Limit  Bytes `yaml:"limit,omitempty"` // a second; 0: none
+	Paused bool  `yaml:"paused,omitempty"`
 }
 
 // Scrub is how the cache's content is read again.
@@ -263,7 +279,7 @@ func Default() Config {
 		Labels:       Labels{Sink: "node", Condition: true, Events: true},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
-			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
+			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Demand: Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:  Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
@@ -413,6 +429,14 @@ func (c *Cache) check(f *file) {
 	}
 	if c.Streams < 1 || c.Streams > 256 {
 		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)
+	}
+	for i, w := range c.Bandwidth.Windows {
+		switch at := fmt.Sprintf("cache.bandwidth.windows[%d]", i); {
+		case w.From == w.To:
+			f.wrong(at, "want from and to, such as \"22:00\" and \"06:00\", that differ")
+		case w.Paused && w.Limit != 0:
+			f.wrong(at, "want limit or paused, not both")
+		}
 	}
 	f.refresh("cache.refresh", c.Refresh)
 	if c.Keep < 0 || c.Keep > 100 {

@@ -32,6 +32,24 @@ func (d Duration) MarshalYAML() (any, error) { return d.String(), nil }
 // Bytes is a size, written as a number of bytes or as Kubernetes writes quantities: 500Gi, 2T.
 type Bytes int64
 
+// Clock is a time of day since midnight, to the minute, written 22:00.
+type Clock time.Duration
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (c *Clock) UnmarshalYAML(n *yaml.Node) error {
+	t, err := time.Parse("15:04", n.Value)
+	if err != nil || n.Kind != yaml.ScalarNode {
+		return bad(n, "want a time of day such as \"22:00\", got %q", n.Value)
+	}
+	*c = Clock(t.Sub(time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)))
+	return nil
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (c Clock) MarshalYAML() (any, error) {
+	return time.Time{}.Add(time.Duration(c)).Format("15:04"), nil
+}
+
 // UnmarshalYAML implements yaml.Unmarshaler.
 func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode && n.Value == "" {
