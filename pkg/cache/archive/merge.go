@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -40,14 +41,13 @@ func Merge(all []Unpacked) ([]model.File, error) {
 		}
 	}
 	files := make([]model.File, 0, len(t.files))
-	for p, l := range t.files {
-		end, err := t.end(p, l)
+	for _, p := range slices.Sorted(maps.Keys(t.files)) { // so that it is the same fault each time, too
+		end, err := t.end(p, t.files[p])
 		if err != nil {
 			return nil, err
 		}
 		files = append(files, model.File{Path: p, Size: end.Size, Digest: end.Digest})
 	}
-	slices.SortFunc(files, func(a, b model.File) int { return strings.Compare(a.Path, b.Path) })
 	if len(files) == 0 && len(all) > 0 && all[0].Kind == model.Image {
 		return nil, &model.Error{Reason: "Empty", Final: true,
 			Text: "the image has no file in /models, where a modelcar keeps its model: put it there, or name another image"}
@@ -97,7 +97,8 @@ func (t *tree) add(from int, kind model.Archive, m Member) error {
 		}
 	}
 	if t.dirs[m.Path] > 0 {
-		for p, old := range t.files {
+		for _, p := range slices.Sorted(maps.Keys(t.files)) {
+			old := t.files[p]
 			if strings.HasPrefix(p, m.Path+"/") && (kind != model.Image || old.from == from) {
 				return bad("%q is a file and also the directory of %q", m.Path, p)
 			}
