@@ -165,6 +165,7 @@ labels: {sink: file, file: %q}
 cache:
   root: %q
   limit: 1Gi
+  keepFree: 0%%
   models:
   - {name: %s, source: %q}
 `, listen, socket, filepath.Join(dir, "labels"), filepath.Join(dir, "cache"), modelName, source)

@@ -39,6 +39,7 @@ type agent struct {
 	elsewhere watch.Value[string]          // why somebody else offers the GPUs; "" is that nobody does
 
 	cache     atomic.Pointer[cache.Cache]    // nil: off, or not open yet
+	cacheAt   string                         // the root that was opened; used by runCache alone
 	cacheHeld time.Time                      // since when another agent holds it; used by runCache alone
 	inventory watch.Value[*model.Inventory]  // nil: the cache is not open
 	promised  watch.Value[*model.Inventory]  // what labels may promise; nil: not known yet
@@ -175,6 +176,11 @@ func (a *agent) state() *state {
 	}
 	if opened := a.cache.Load(); opened != nil {
 		s.Cache = opened.Get() // a caller who just asked for a model must find it: the relay may be a moment late
+	}
+	if s.Cache != nil {
+		for _, p := range s.Cache.Problems {
+			s.Problems = append(s.Problems, "models: "+p.Message)
+		}
 	}
 	if snapshot.StateError != "" {
 		s.Problems = append(s.Problems, snapshot.StateError)

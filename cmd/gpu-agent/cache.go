@@ -80,12 +80,16 @@ func (a *agent) openCache(ctx context.Context, c config.Cache, sources map[strin
 	for {
 		opened, err := cache.Open(cache.Config{
 			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
-			Bandwidth:  bandwidth(c.Bandwidth),
-			Scrub:      cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
+			Bandwidth: bandwidth(c.Bandwidth),
+			Scrub:     cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
+			KeepFree:  int64(c.KeepFree.Bytes), KeepFreePercent: c.KeepFree.Percent, Existing: a.cacheAt == c.Root,
 			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
 		}, sources)
 		if !errors.Is(err, durable.ErrLocked) {
 			a.cacheHeld = time.Time{}
+			if err == nil {
+				a.cacheAt = c.Root
+			}
 			return opened, err
 		}
 		if a.cacheHeld.IsZero() {

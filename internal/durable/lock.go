@@ -41,6 +41,15 @@ func Space(path string) (size, free int64, err error) {
 	return int64(s.Blocks) * int64(s.Bsize), int64(s.Bavail) * int64(s.Bsize), nil
 }
 
+// ReadOnly reports whether the filesystem that holds path is mounted read-only.
+func ReadOnly(path string) (bool, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return false, fmt.Errorf("statfs %s: %w", path, err)
+	}
+	return int64(s.Flags)&readOnlyFlag != 0, nil
+}
+
 // Links is how many names a file has.
 func Links(info fs.FileInfo) int {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {

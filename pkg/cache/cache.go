@@ -52,6 +52,7 @@ type Cache struct {
 	evicted  int64
 	pods     []model.Use       // what runs on this node with a model
 	blind    string            // why it is not known what does; "" where it is
+	ails     model.Problem     // of the disk; zero: nothing
 	refused  map[string]string // why what a pod asks for is not pulled, by the model's name
 	scrubbed model.Scrub
 }
@@ -161,6 +162,9 @@ func (c *Cache) publish() {
 	}
 	inv.Scrub = c.scrubbed
 	inv.Used, inv.Reserved = c.ledger()
+	if c.ails.Reason != "" {
+		inv.Problems = append(inv.Problems, c.ails)
+	}
 	if c.blind != "" {
 		inv.Problems = append(inv.Problems, model.Problem{Reason: "PodsUnknown", Message: c.blindness()})
 	}

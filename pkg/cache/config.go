@@ -18,9 +18,7 @@ import (
 // Config is how the cache is set up. Only Root must be given.
 type Config struct {
 	Root string // absolute; created where missing
-	// Limit is how many bytes the cache may take. 0 means 80 % of the filesystem, and then also that the
-	// last 15 % of it stay free: there the kubelet begins to evict pods (imagefs.available).
-	// With a limit of one's own only the filesystem's end is respected.
+	// Limit is how many bytes the cache may take. 0 means 80 % of the filesystem.
 	Limit     int64
 	Streams   int // concurrent reads from origins at most, all models together; 0 means 32
 	Bandwidth Bandwidth
@@ -35,6 +33,11 @@ type Config struct {
 	// can move; 0 is never. Models of the config have it in their Spec.
 	Refresh time.Duration
 	Scrub   Scrub
+	// KeepFree is how many bytes of the filesystem stay free, and KeepFreePercent how much of it; the larger counts.
+	KeepFree        int64
+	KeepFreePercent int
+	// Existing has Open refuse a root in which there is no cache, as the folder is below which one was mounted.
+	Existing bool
 
 	disk  durable.Disk          // tests inject faults
 	opens func() (opens, error) // tests say what was opened; nil for the real one
@@ -55,6 +58,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.Streams < 0 || cfg.RangeSize < 0 {
 		return fmt.Errorf("cache streams %d, range size %d: want 0 (default) or more", cfg.Streams, cfg.RangeSize)
+	}
+	if cfg.KeepFree < 0 || cfg.KeepFreePercent < 0 || cfg.KeepFreePercent > 99 {
+		return fmt.Errorf("cache keeps free %d bytes, %d %%: want 0 or more bytes, and 0 to 99 %%", cfg.KeepFree, cfg.KeepFreePercent)
 	}
 	if cfg.Keep < 0 || cfg.Refresh < 0 {
 		return fmt.Errorf("cache keep %d, refresh %s: want 0 or more", cfg.Keep, cfg.Refresh)
@@ -118,6 +124,9 @@ func (cfg *Config) take(l layout) (*os.File, error) {
 	unusable := func(err error) error {
 		return fmt.Errorf("cache root %s is not usable: %w: mount a writable directory there or set another root", cfg.Root, err)
 	}
+	if cfg.Existing && !exists(l.lock()) {
+		return nil, fmt.Errorf("cache root %s: the cache that was here is not: mount its disk back, or restart the agent for a new one", cfg.Root)
+	}
 	if err := cfg.disk.MkdirAll(l.store(), 0o755); err != nil {
 		return nil, unusable(err)
 	}
@@ -155,8 +164,8 @@ func (c *Cache) open() error {
 	c.limit = c.cfg.Limit
 	if c.limit == 0 {
 		c.limit = size / 10 * 8
-		c.keepFree = size / 100 * 15
 	}
+	c.keepFree = max(c.cfg.KeepFree, size/100*int64(c.cfg.KeepFreePercent))
 	if c.limit > size {
 		return fmt.Errorf("cache limit of %s is more than the %s of the filesystem at %s: lower the limit or mount a larger disk",
 			bytesText(c.limit), bytesText(size), c.cfg.Root)

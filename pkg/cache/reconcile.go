@@ -3,6 +3,7 @@ package cache
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -23,11 +24,14 @@ const (
 )
 
 // Run reconciles what is asked for with what is there until ctx is done. It returns nil then, with
-// downloads left resumable. A failure is a model's status and never the end of Run.
+// downloads left resumable. A failure is a model's status and not the end of Run, but for a disk that is gone.
 func (c *Cache) Run(ctx context.Context) error {
+	ctx, end := context.WithCancelCause(ctx)
 	var group sync.WaitGroup
 	defer group.Wait()
+	defer end(nil)
 	c.shrink(ctx)
+	group.Go(func() { c.guard(ctx, end) })
 	group.Go(func() { c.observe(ctx) })
 	group.Go(func() { c.scrub(ctx) })
 	for ctx.Err() == nil {
@@ -41,6 +45,9 @@ func (c *Cache) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		timer.Stop()
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
 	}
 	return nil
 }
@@ -62,7 +69,7 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 		switch {
 		case e.busy != nil:
 			busy++
-		case !e.due():
+		case !e.due() || c.ails.Reason == readOnlyDisk: // until it can be written to there is nothing to try
 		case e.retryAt.After(now):
 			wait = min(wait, e.retryAt.Sub(now))
 		default:
@@ -94,7 +101,7 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 		ref := e.ref()
 		group.Go(func() {
 			defer cancel()
-			c.finish(work, e, ref, c.pull(work, e, ref))
+			c.finish(work, e, ref, ofDisk(c.pull(work, e, ref)))
 		})
 	}
 	if busy > 0 {

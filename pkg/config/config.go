@@ -187,10 +187,11 @@ type PodResources struct {
 
 // Cache is the model cache.
 type Cache struct {
-	Enabled bool   `yaml:"enabled"`
-	Root    string `yaml:"root"`
-	Limit   Bytes  `yaml:"limit"` // 0: a share of the filesystem
-	Streams int    `yaml:"streams"`
+	Enabled  bool   `yaml:"enabled"`
+	Root     string `yaml:"root"`
+	Limit    Bytes  `yaml:"limit"` // 0: a share of the filesystem
+	KeepFree Share  `yaml:"keepFree"`
+	Streams  int    `yaml:"streams"`
 	// How fast origins are read, all together.
 	Bandwidth Bandwidth `yaml:"bandwidth"`
 	// Of models whose source can move.
@@ -280,8 +281,9 @@ func Default() Config {
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
-			Demand: Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
-			Scrub:  Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
+			Demand:   Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
+			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
+			KeepFree: Share{Percent: 15},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},

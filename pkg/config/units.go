@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -104,4 +106,36 @@ func (s SourceURL) MarshalYAML() (any, error) {
 // bad is an error that the decoder collects with the others instead of stopping at it.
 func bad(n *yaml.Node, format string, args ...any) error {
 	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d column %d: %s", n.Line, n.Column, fmt.Sprintf(format, args...))}}
+}
+
+// Share is a part of a whole, written as 15% or as a size.
+type Share struct {
+	Percent int // 0 to 99
+	Bytes   Bytes
+}
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (s *Share) UnmarshalYAML(n *yaml.Node) error {
+	*s = Share{}
+	number, isPercent := strings.CutSuffix(n.Value, "%")
+	if !isPercent {
+		if n.Value == "" {
+			return bad(n, "want a share such as 15%% or a size such as 100Gi; 0%% is nothing")
+		}
+		return s.Bytes.UnmarshalYAML(n)
+	}
+	percent, err := strconv.Atoi(number)
+	if err != nil || percent < 0 || percent > 99 {
+		return bad(n, "want 0%% to 99%%, or a size such as 100Gi, got %q", n.Value)
+	}
+	s.Percent = percent
+	return nil
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (s Share) MarshalYAML() (any, error) {
+	if s.Bytes > 0 {
+		return s.Bytes.MarshalYAML()
+	}
+	return strconv.Itoa(s.Percent) + "%", nil
 }

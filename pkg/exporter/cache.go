@@ -12,6 +12,16 @@ func cacheFamilies() []family[*node] {
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Used)) })},
 		{name: "model_cache_reserved_bytes", kind: gauge, unit: "bytes", help: "Bytes promised to downloads and not yet written.",
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Reserved)) })},
+		{name: "model_cache_problem", kind: gauge, unit: "0 or 1", labels: []string{"reason"}, help: "1 while something keeps the cache from its work: its disk is full or read-only, or it is not known which models pods use.",
+			read: cache(func(inv *model.Inventory, to emit) {
+				on := map[string]bool{"DiskFull": false, "DiskReadOnly": false, "PodsUnknown": false}
+				for _, p := range inv.Problems {
+					on[p.Reason] = true
+				}
+				for reason, is := range on {
+					to(oneIf(is), reason)
+				}
+			})},
 		{name: "model_cache_models", kind: gauge, unit: "1", labels: []string{"state"}, help: "Models by how far they have come.", read: cache(modelsByState)},
 		{name: "model_cache_model_ready", kind: gauge, unit: "0 or 1", labels: []string{"model"}, help: "1 if the model is complete, verified and visible to pods.",
 			read: models(func(m model.Status, to emit) { to(oneIf(m.State == model.Ready), m.Name) })},

@@ -1,0 +1,134 @@
+package cache
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// small mounts a disk of eight megabytes.
+func small(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("a disk of its own cannot be mounted here: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	return root
+}
+
+func problems(c *Cache) (reasons []string) {
+	for _, p := range c.Get().Problems {
+		reasons = append(reasons, p.Reason)
+	}
+	return reasons
+}
+
+func TestADiskThatIsReadOnlyOrFullIsWaitedFor(t *testing.T) {
+	root := small(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrigin()
+		o.hold("a", "b")
+		cfg := config(root)
+		cfg.Limit = 4 * mega
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		require.Empty(t, problems(c))
+
+		// The kernel makes it so after an error; asked to, it refuses while a file is open for writing.
+		require.NoError(t, unix.Mount(root, root, "", unix.MS_BIND, ""))
+		require.NoError(t, unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		time.Sleep(2 * diskEvery)
+		synctest.Wait()
+		require.Equal(t, []string{"DiskReadOnly"}, problems(c))
+		require.Equal(t, model.Ready, c.Get().Model("a").State, "it can be read")
+		o.forget()
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
+		time.Sleep(time.Hour)
+		require.Zero(t, o.looks(), "nothing is tried that cannot succeed")
+		require.NoError(t, unix.Unmount(root, 0))
+		ready(t, c, "b")
+		require.Empty(t, problems(c))
+
+		// Somebody else fills it.
+		filler := filepath.Join(root, "filler")
+		f, err := os.Create(filler)
+		require.NoError(t, err)
+		for err == nil {
+			_, err = f.Write(make([]byte, 4096))
+		}
+		require.ErrorIs(t, err, unix.ENOSPC)
+		require.NoError(t, f.Close())
+		time.Sleep(2 * diskEvery)
+		synctest.Wait()
+		require.Equal(t, []string{"DiskFull"}, problems(c))
+		o.hold("c")
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b"), spec("c", "c")})
+		require.Equal(t, model.Pending, failed(t, c, "c", "NoSpace").State)
+		time.Sleep(time.Hour)
+		require.Less(t, o.looks(), 60, "no hot retry")
+		require.NoError(t, os.Remove(filler))
+		ready(t, c, "c")
+		require.Empty(t, problems(c))
+		stop()
+	})
+}
+
+func TestADiskThatDisappearsEndsTheRunAndNoOtherTakesItsPlace(t *testing.T) {
+	root := small(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrigin()
+		o.hold("a")
+		cfg := config(root)
+		cfg.Limit = 4 * mega
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		ended := make(chan error, 1)
+		go func() { ended <- c.Run(t.Context()) }()
+		ready(t, c, "a")
+		// Another disk in its place, as the folder below a mount is.
+		require.NoError(t, unix.Mount("tmpfs", root, "tmpfs", 0, "size=8m"))
+		require.ErrorContains(t, <-ended, "the disk of the cache root "+root+" is gone, or another: mount it back")
+		require.NoError(t, c.Close())
+		cfg.Existing = true
+		_, err := Open(cfg, map[string]Source{"mem": o})
+		require.ErrorContains(t, err, "the cache that was here is not: mount its disk back, or restart the agent for a new one")
+		entries, err := os.ReadDir(root)
+		require.NoError(t, err)
+		require.Empty(t, entries, "not a byte goes to the wrong disk")
+
+		require.NoError(t, unix.Unmount(root, 0))
+		c = open(t, cfg, o)
+		require.Equal(t, model.Ready, c.Get().Model("a").State)
+		require.NoError(t, c.Close())
+	})
+}
+
+func TestErrorsOfTheDiskHaveAReason(t *testing.T) {
+	for err, want := range map[error]string{
+		&os.PathError{Op: "write", Path: "/x", Err: unix.EROFS}:  "DiskReadOnly",
+		&os.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}: "NoSpace",
+		&os.PathError{Op: "fsync", Path: "/x", Err: unix.EIO}:    "DiskFailed",
+		os.ErrInvalid: "Failed",
+		&model.Error{Reason: "Changed", Err: unix.EIO, Text: "x"}: "Changed",
+	} {
+		require.Equal(t, want, model.ReasonOf(ofDisk(err)), err)
+	}
+	require.NoError(t, ofDisk(nil))
+}
+
+// looks is how often the origin was asked what it has.
+func (o *origin) looks() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.resolved
+}
