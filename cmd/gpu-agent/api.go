@@ -66,6 +66,7 @@ func (a *agent) api() http.Handler {
 		}
 		return nil, err
 	}))
+	a.bundleAPI(mux)
 	return mux
 }
 

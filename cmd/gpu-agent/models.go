@@ -25,7 +25,7 @@ func modelsCommand() *cobra.Command {
 		modelsRm(),
 		modelsAct("pin NAME[@REVISION]", "Never evict a model, or one revision of it, nor remove it without --force", "/pin", revisionPath),
 		modelsAct("unpin NAME[@REVISION]", "Let a model, or one revision of it, be evicted again", "/unpin", revisionPath),
-		modelsRollback(), modelsVerify(), modelsExplain())
+		modelsRollback(), modelsExport(), modelsImport(), modelsVerify(), modelsExplain())
 }
 
 func modelsLs() *cobra.Command {

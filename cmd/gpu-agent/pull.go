@@ -61,10 +61,7 @@ func follow(ctx context.Context, c *client, in pullRequest, timeout time.Duratio
 	if err := c.call(ctx, http.MethodPost, "/models/pull", in, &asked); err != nil {
 		return err
 	}
-	show := plainDisplay(out, in.Name)
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		show = barDisplay(ctx, f, in.Name)
-	}
+	show := newDisplay(ctx, out, in.Name)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	var patience <-chan time.Time
@@ -137,6 +134,13 @@ type display struct {
 	status func(model.Status)
 	note   func(text string)
 	end    func()
+}
+
+func newDisplay(ctx context.Context, out io.Writer, name string) display {
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return barDisplay(ctx, f, name)
+	}
+	return plainDisplay(out, name)
 }
 
 // noter writes what is new.

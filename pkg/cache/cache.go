@@ -77,6 +77,8 @@ type entry struct {
 
 	used      time.Time            // last open that was seen; memory.LastUse follows it now and then
 	usedOld   map[string]time.Time // the same of old revisions, as model.Revision12 has them; memory.Uses follows
+	importing bool                 // the worker on it is an Import
+	exports   int                  // Export calls that read any of its revisions, which stay meanwhile
 	verifying int                  // Verify calls that read the files, which is no use
 	verified  time.Time            // end of the last one
 
@@ -169,7 +171,7 @@ func (c *Cache) publish() {
 		inv.Problems = append(inv.Problems, model.Problem{Reason: "PodsUnknown", Message: c.blindness()})
 	}
 	for _, e := range c.models {
-		if e.asked() || e.listed || e.visible != nil || e.removing || len(e.old) > 0 {
+		if e.asked() || e.listed || e.visible != nil || e.removing || e.busy != nil || len(e.old) > 0 {
 			inv.Models = append(inv.Models, c.status(e))
 		}
 	}

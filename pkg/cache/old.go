@@ -29,6 +29,9 @@ func (c *Cache) inUse(e *entry, r *record) string {
 	if slices.Contains(e.memory.Pins, r.short()) {
 		return "pinned"
 	}
+	if e.exports > 0 {
+		return "being exported"
+	}
 	if c.blind != "" {
 		return c.blindness()
 	}

@@ -1,0 +1,208 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Import publishes the models of a bundle as if they had been pulled, in its order, and returns those that are ready. Room
+// is reserved before a model's first byte, and each byte compared with its sha256. What is here is passed over. The first
+// failure ends it; models before it stay. Run may run or not. done is called with each model that is ready.
+//
+// Reads of r end when interrupt is called, which Import does when ctx is done or a model is wanted otherwise meanwhile.
+func (c *Cache) Import(ctx context.Context, r io.Reader, interrupt func(), done func(model.Status)) error {
+	stop := context.AfterFunc(ctx, interrupt)
+	defer stop()
+	in := newBundleReader(r)
+	models, err := parseBundle(in.text)
+	if err != nil {
+		return because(ctx, err)
+	}
+	for _, b := range models {
+		e, work, ref, err := c.seize(ctx, b)
+		if err != nil {
+			return err
+		}
+		stop := context.AfterFunc(work, interrupt)
+		err = because(work, c.bringIn(work, e, ref, b, in))
+		stop()
+		c.letGo(e, ref, err)
+		if err != nil {
+			return fmt.Errorf("import of model %s: %w", b.Name, err)
+		}
+		c.mu.Lock()
+		s := c.status(e)
+		c.mu.Unlock()
+		done(s)
+	}
+	return nil
+}
+
+// because is why something ended: its context, if that did.
+func because(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// seize keeps others from working on a model, and says where it comes from.
+func (c *Cache) seize(ctx context.Context, b bundled) (*entry, context.Context, model.Ref, error) {
+	ref, err := model.ParseRef(b.Source)
+	if err != nil {
+		return nil, nil, ref, err
+	}
+	for {
+		c.mu.Lock()
+		e := c.entry(b.Name)
+		if e.asked() && fingerprint(e.ref()) == b.Ref {
+			ref = e.ref() // all of it
+		}
+		if e.wanted && fingerprint(e.ref()) != fingerprint(ref) {
+			c.mu.Unlock()
+			return nil, nil, ref, &model.Error{Reason: "Wanted", Final: true, Text: fmt.Sprintf(
+				"model %s comes from %s in the config and from %s in the bundle: change the config", b.Name, e.ref(), ref)}
+		}
+		if e.removing {
+			c.mu.Unlock()
+			return nil, nil, ref, &model.Error{Reason: "Removing", Text: fmt.Sprintf("model %s is being removed: try again when it is gone", b.Name)}
+		}
+		if busy := e.busy; busy != nil {
+			e.restart()
+			c.mu.Unlock()
+			select {
+			case <-busy:
+			case <-ctx.Done():
+				return nil, nil, ref, ctx.Err()
+			}
+			continue
+		}
+		work, cancel := context.WithCancel(ctx)
+		e.busy, e.cancel, e.importing = make(chan struct{}), cancel, true
+		c.changed()
+		c.mu.Unlock()
+		return e, work, ref, nil
+	}
+}
+
+// letGo notes how an import went.
+func (c *Cache) letGo(e *entry, ref model.Ref, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.changed()
+	e.cancel()
+	close(e.busy)
+	e.busy, e.cancel, e.importing = nil, nil, false
+	if err != nil {
+		return // the importer is told; what is asked for goes on as before
+	}
+	if e.newest == e.answered {
+		e.again, e.scheduled = false, false
+		e.reason, e.message, e.final, e.tries = "", "", false, 0
+	}
+	if m := e.memory; m.Wished && fingerprint(m.Ref) != fingerprint(ref) {
+		m.Wished, m.Ref = false, model.Ref{} // or what was pulled before would take its place again
+		if err := c.remember(e, m); err != nil {
+			c.log.Warn("a model may be pulled again in the place of what was imported", "model", e.name, "err", err)
+		}
+	}
+	c.log.Info("model is imported", "model", e.name, "source", ref.String(), "revision", e.visible.Revision)
+	c.roomChanged()
+}
+
+// bringIn makes b the visible revision of e.
+func (c *Cache) bringIn(ctx context.Context, e *entry, ref model.Ref, b bundled, in *bundleReader) error {
+	if err := c.inTheWay(e); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	visible := e.visible
+	c.mu.Unlock()
+	if visible != nil && visible.Revision == b.Revision && slices.Equal(visible.Files, b.Files) {
+		return c.same(e, ref, b.Hub)
+	}
+	j, err := c.prepare(e, ref, model.Manifest{Revision: b.Revision, Files: b.Files, Hub: b.Hub})
+	if err != nil || j == nil {
+		return err
+	}
+	j.origin = b.Origin
+	if err := c.reserve(ctx, e, j); err != nil {
+		return err
+	}
+	for _, s := range j.slots {
+		if s.sum != "" {
+			continue
+		}
+		if err := c.copyIn(ctx, j, s, in); err != nil {
+			return err
+		}
+	}
+	return c.reveal(e, ref, j)
+}
+
+// copyIn makes the content of s durable, from the bundle.
+func (c *Cache) copyIn(ctx context.Context, j *job, s *slot, in *bundleReader) error {
+	content, err := in.blob(s.file)
+	if err != nil {
+		return err
+	}
+	// What an interrupted download had of it is written over: it counts again from nothing.
+	if err := c.disk.Remove(s.journal()); err != nil {
+		return ours(err)
+	}
+	j.got.Add(-s.bytes())
+	s.reset()
+	counted := &counting{ctx: ctx, j: j, r: content}
+	sum, err := c.store(s.path, s.file.Size, counted)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = bad("it was cut off within the content of %q", s.file.Path)
+	}
+	if err == nil && sum != s.file.Digest {
+		err = &model.Error{Reason: "WrongDigest", Final: true, Text: fmt.Sprintf("%s in the bundle has sha256 %s instead of %s", s.file.Path, sum, s.file.Digest)}
+	}
+	if err == nil && !s.small {
+		err = writeJSON(c.disk, s.journal(), journal{Sum: sum}, 0o600)
+	}
+	if err != nil {
+		j.got.Add(-counted.n)
+		return errors.Join(err, c.disk.Remove(s.path))
+	}
+	s.sum = sum
+	return nil
+}
+
+// counting counts what is read for a job, until its context is done.
+type counting struct {
+	ctx context.Context
+	j   *job
+	r   io.Reader
+	n   int64
+}
+
+func (r *counting) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := r.r.Read(p)
+	r.n += int64(n)
+	r.j.got.Add(int64(n))
+	return n, err
+}
+
+// Importing is the status of a model that an Import brings in, nil where there is none.
+func (c *Cache) Importing() *model.Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.models {
+		if e.importing {
+			s := c.status(e)
+			return &s
+		}
+	}
+	return nil
+}
