@@ -185,9 +185,6 @@ func (a *agent) state() *state {
 	if snapshot.StateError != "" {
 		s.Problems = append(s.Problems, snapshot.StateError)
 	}
-	if n := snapshot.Unidentified; n > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%d GPUs that the driver counts have not said who they are: they are in no list", n))
-	}
 	a.mu.Lock()
 	s.Config.File = a.file
 	if a.configErr != nil {

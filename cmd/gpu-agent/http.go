@@ -64,6 +64,9 @@ func writeReady(w http.ResponseWriter, s *state, exclude []string) {
 		}
 		fmt.Fprintf(&text, "[+] %s\n", name)
 	}
+	for _, u := range s.Snapshot.Unidentified { // one GPU makes no agent unready
+		fmt.Fprintf(&text, "[i] GPU %d does not say who it is, and is in no list: %s\n", u.Index, u.Why)
+	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
 	fmt.Fprint(w, text.String())

@@ -135,6 +135,9 @@ func (p *page) gpus(s *state) {
 					memory(in.Stats, in.Memory), "", "", text("%s", s.Holders(in.UUID)))
 			}
 		}
+		for _, u := range s.Snapshot.Unidentified {
+			p.row(text("%d", u.Index), "", "", "", "", bad("unidentified")+text(" does not say who it is, and is in no list: %s", u.Why), "")
+		}
 	})
 }
 

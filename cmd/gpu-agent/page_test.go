@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -47,6 +49,7 @@ func TestNothingOnThePageIsMarkupOfOthers(t *testing.T) {
 	d.Instances = []gpu.Instance{{UUID: evil, Profile: evil}}
 	snapshot.Devices = append(snapshot.Devices, gpu.Device{Notices: []gpu.Notice{{Code: evil, Text: evil}}})
 	snapshot.Driver = gpu.Driver{Version: evil, Error: evil}
+	snapshot.Unidentified = []gpu.Unidentified{{Why: evil}}
 	s := &state{
 		Node: evil, Version: evil, Snapshot: snapshot, Problems: []string{evil}, Allocation: evil, Config: configState{Error: evil},
 		Owners: map[gpu.UUID][]resource.Owner{evil: {{Namespace: evil, Pod: evil}}},
@@ -60,5 +63,20 @@ func TestNothingOnThePageIsMarkupOfOthers(t *testing.T) {
 		require.NoError(t, writePage(&out, s))
 		require.NotContains(t, out.String(), "<script>")
 		require.NotContains(t, strings.ReplaceAll(out.String(), pageStyle, ""), `"'&`)
+	}
+}
+
+func TestAGPUThatDoesNotSayWhoItIsIsNamedByItsIndex(t *testing.T) {
+	s := &state{Snapshot: gputest.Node(1)}
+	s.Snapshot.Unidentified = []gpu.Unidentified{{Index: 3, Why: "ERROR_UNKNOWN"}, {Index: 7, Why: "no answer in time"}}
+	var page, status strings.Builder
+	require.NoError(t, writePage(&page, s))
+	require.NoError(t, s.print(&status))
+	ready := httptest.NewRecorder()
+	writeReady(ready, s, nil)
+	require.Equal(t, http.StatusOK, ready.Code, "the others are served")
+	for _, shown := range []string{page.String(), status.String(), ready.Body.String()} {
+		require.Regexp(t, `\b3\b.*does not say who it is, and is in no list: ERROR_UNKNOWN`, shown)
+		require.Regexp(t, `\b7\b.*does not say who it is, and is in no list: no answer in time`, shown)
 	}
 }

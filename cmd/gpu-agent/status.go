@@ -64,6 +64,9 @@ func (s *state) print(out io.Writer) error {
 	for i := range s.Snapshot.Devices {
 		s.printDevice(w, &s.Snapshot.Devices[i])
 	}
+	for _, u := range s.Snapshot.Unidentified {
+		fmt.Fprintf(w, "%d\t-\t-\t-\t-\t-\tdoes not say who it is, and is in no list: %s\t\n", u.Index, u.Why)
+	}
 	if s.Cache != nil {
 		fmt.Fprintf(w, "\nMODEL\tSTATE\tSIZE\tREVISION\tNOTE\n")
 		for _, m := range s.Cache.Models {

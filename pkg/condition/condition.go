@@ -44,10 +44,10 @@ func judge(s *gpu.Snapshot) verdict {
 		return verdict{statusDunno, noDriver, "the driver was not asked yet"}
 	case !s.Driver.Loaded && !released(s):
 		return verdict{statusDunno, noDriver, cut(fmt.Sprintf("the driver is not loaded: %s", s.Driver.Error))}
-	case len(s.Devices) == 0 && s.Unidentified == 0:
+	case len(s.Devices) == 0 && len(s.Unidentified) == 0:
 		return verdict{statusDunno, noGPUs, "the driver is loaded and names no GPU"}
 	}
-	total := len(s.Devices) + s.Unidentified
+	total := len(s.Devices) + len(s.Unidentified)
 	var sick []string
 	reason := ""
 	for i := range s.Devices {
@@ -58,8 +58,8 @@ func judge(s *gpu.Snapshot) verdict {
 		sick = append(sick, describe(d))
 		reason = join(reason, string(d.Health.Reason))
 	}
-	if s.Unidentified > 0 {
-		sick = append(sick, fmt.Sprintf("%d never said who they are", s.Unidentified))
+	for _, u := range s.Unidentified {
+		sick = append(sick, fmt.Sprintf("GPU %d never said who it is: %s", u.Index, u.Why))
 		reason = join(reason, string(gpu.Unreadable))
 	}
 	if len(sick) == 0 {

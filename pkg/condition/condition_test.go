@@ -14,7 +14,7 @@ import (
 func TestTheConditionSaysWhatTheSnapshotDoes(t *testing.T) {
 	t.Parallel()
 	unidentified := gputest.Node(7)
-	unidentified.Unidentified = 1
+	unidentified.Unidentified = []gpu.Unidentified{{Index: 3, Why: "ERROR_UNKNOWN"}}
 	away := gputest.Sick(gputest.Node(1), 0, gpu.Released)
 	away.Driver = gpu.Driver{Error: "released by an operator"}
 	tests := map[string]struct {
@@ -41,7 +41,7 @@ func TestTheConditionSaysWhatTheSnapshotDoes(t *testing.T) {
 			"0 of 2 GPUs are healthy; GPU 0 (GPU-00000000-0000-0000-0000-000000000000): Lost: GPU is Lost, needs ResetGPU; " +
 				"GPU 1 (GPU-00000000-0000-0000-0000-000000000001): Lost: GPU is Lost, needs ResetGPU",
 		}},
-		"never said who it is": {unidentified, verdict{"False", "Unreadable", "7 of 8 GPUs are healthy; 1 never said who they are"}},
+		"never said who it is": {unidentified, verdict{"False", "Unreadable", "7 of 8 GPUs are healthy; GPU 3 never said who it is: ERROR_UNKNOWN"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

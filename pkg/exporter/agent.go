@@ -26,7 +26,7 @@ func agentFamilies() []family[*node] {
 		{name: "gpu_agent_unidentified_gpus", kind: gauge, unit: "1", help: "GPUs that the driver counts and that have never said who they are: they have no series of their own.",
 			read: func(n *node, to emit) {
 				if n.snapshot != nil && n.snapshot.Driver.Loaded {
-					to(float64(n.snapshot.Unidentified))
+					to(float64(len(n.snapshot.Unidentified)))
 				}
 			}},
 		{name: "gpu_agent_health_state_error", kind: gauge, unit: "0 or 1", help: "1 while the health of the GPUs cannot be kept across a restart, or what was kept could not be read.",

@@ -140,7 +140,7 @@ func TestNoticesAndLinksAreShown(t *testing.T) {
 	require.Equal(t, "0", value(t, text, "gpu_agent_unidentified_gpus"))
 	require.Equal(t, "0", value(t, text, "gpu_agent_health_state_error"))
 
-	w.snapshot.Unidentified, w.snapshot.StateError = 2, "no space left on device"
+	w.snapshot.Unidentified, w.snapshot.StateError = make([]gpu.Unidentified, 2), "no space left on device"
 	text = scrape(t, collector(t, w, Config{}))
 	require.Equal(t, "2", value(t, text, "gpu_agent_unidentified_gpus"))
 	require.Equal(t, "1", value(t, text, "gpu_agent_health_state_error"))

@@ -18,12 +18,18 @@ type Snapshot struct {
 	Simulated bool      `json:"simulated"` // no driver was asked: every value is made up
 	Devices   []Device  `json:"devices"`   // in the order of NVML's indexes
 
-	// Unidentified is the number of GPUs that the driver counts and that have never said who they are:
-	// without a UUID they are in no list.
-	Unidentified int `json:"unidentified,omitempty"`
+	// Unidentified are the GPUs that the driver counts and that have never said who they are: without a UUID
+	// they are in no list. In the order of their indexes.
+	Unidentified []Unidentified `json:"unidentified,omitempty"`
 
 	// StateError says why health cannot be kept across a restart, or what of it was lost; for people.
 	StateError string `json:"stateError,omitempty"`
+}
+
+// Unidentified is a GPU of which no more is known than its place in the driver's count.
+type Unidentified struct {
+	Index int    `json:"index"` // NVML's index
+	Why   string `json:"why"`   // the driver's answer, for people
 }
 
 // NotAsked is Driver.Error until the first attempt to open the driver has ended.

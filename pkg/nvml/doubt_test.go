@@ -39,7 +39,7 @@ func TestOneGPUThatSaysTheDriverIsGoneIsTheOnlyOneOutOfUse(t *testing.T) {
 func TestAGPUThatSaysTheDriverIsGoneFromTheStartIsUnidentified(t *testing.T) {
 	play(t, func() *script { d := eight(); d.cards[3].handle = errDriverNotLoaded; return d }, func(t *testing.T, m *Monitor, d *script) {
 		require.Equal(t, 7, m.Get().HealthyCount())
-		require.Equal(t, 1, m.Get().Unidentified)
+		require.Equal(t, []gpu.Unidentified{{Index: 3, Why: errDriverNotLoaded.explain()}}, m.Get().Unidentified)
 	})
 }
 

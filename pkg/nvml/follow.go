@@ -207,6 +207,8 @@ func (f *follower) expire() (urgent bool) {
 			before := s.gpu.verdict()
 			f.inv.hung(s.gpu, f.deadline, now)
 			f.say(s.gpu, before)
+		} else if f.settled {
+			f.countUnidentified()
 		}
 		f.dirty, urgent = true, true
 	}
@@ -239,6 +241,9 @@ func (f *follower) accept(s *slot, a answer) (urgent bool) {
 		return urgent
 	}
 	if s.gpu == nil {
+		if f.settled {
+			f.countUnidentified() // its answer may be another one
+		}
 		return urgent
 	}
 	before := s.gpu.verdict()
@@ -296,7 +301,6 @@ func (f *follower) reconcile() {
 	now := time.Now()
 	bound := f.bound()
 	f.recallUnseen(bound)
-	f.inv.unidentified = 0
 	for i := range f.slots {
 		s := &f.slots[i]
 		if s.gpu != nil {
@@ -305,12 +309,7 @@ func (f *follower) reconcile() {
 		g := f.inv.byIndex(i)
 		switch {
 		case g == nil || bound[g]:
-			f.inv.unidentified++
-			why := "no answer in time"
-			if !s.hung {
-				why = s.last.fault.explain()
-			}
-			f.log.Warn("a GPU does not say who it is and is in no list", "gpu", i, "why", why)
+			f.log.Warn("a GPU does not say who it is and is in no list", "gpu", i, "why", s.why())
 			continue
 		case s.hung:
 			f.inv.hung(g, f.deadline, now)
@@ -320,6 +319,7 @@ func (f *follower) reconcile() {
 		bound[g] = true
 		f.seat(s, g)
 	}
+	f.countUnidentified()
 	f.forgetGone(bound)
 	for _, g := range f.inv.gpus {
 		if !bound[g] {
@@ -328,6 +328,24 @@ func (f *follower) reconcile() {
 			f.say(g, before)
 		}
 	}
+}
+
+// countUnidentified notes the GPUs that are in no list, and why.
+func (f *follower) countUnidentified() {
+	f.inv.unidentified = nil
+	for i := range f.slots {
+		if s := &f.slots[i]; s.gpu == nil {
+			f.inv.unidentified = append(f.inv.unidentified, gpu.Unidentified{Index: i, Why: s.why()})
+		}
+	}
+}
+
+// why is the reason that a GPU gave no readings, for people.
+func (s *slot) why() string {
+	if s.hung {
+		return "no answer in time"
+	}
+	return s.last.fault.explain()
 }
 
 // hear takes over what the listeners and the counter say.

@@ -15,7 +15,7 @@ import (
 type inventory struct {
 	driver       gpu.Driver
 	gpus         []*tracked
-	unidentified int // GPUs that the driver counts and that have never said who they are
+	unidentified []gpu.Unidentified // never changed in place: snapshots share it
 
 	rules       rules
 	boot        string // id of this boot of the node
@@ -133,7 +133,7 @@ func (inv *inventory) byIndex(index int) *tracked {
 func (inv *inventory) opened(d gpu.Driver) {
 	inv.driver = d
 	inv.sessions++
-	inv.unidentified = 0
+	inv.unidentified = nil
 	for _, g := range inv.gpus {
 		g.nvlink = nvlinkCount{}
 	}

@@ -50,7 +50,7 @@ func TestAGPUThatDoesNotAnswerIsShownAfterARestart(t *testing.T) {
 				require.NotNil(t, sick, "it is not forgotten")
 				require.Equal(t, gpu.Lost, sick.Health.Reason)
 				require.Equal(t, "NVIDIA Test", sick.Name)
-				require.Zero(t, m.Get().Unidentified)
+				require.Empty(t, m.Get().Unidentified)
 				_, left, err := m.Uncordon(t.Context(), "GPU-3")
 				require.NoError(t, err)
 				require.Equal(t, gpu.Lost, left.Reason)

@@ -464,7 +464,7 @@ func TestALostDriverKeepsTheInventoryAndIsOpenedAgain(t *testing.T) {
 		require.Equal(t, 7, s.HealthyCount(), "another version of the driver ends the verdict of XID 79")
 		require.Equal(t, gpu.UUID("GPU-5"), s.Devices[5].UUID, "it is known by its index")
 		require.Equal(t, "identify: ERROR_GPU_IS_LOST: the GPU has fallen off the bus", s.Devices[5].Health.Text)
-		require.Zero(t, s.Unidentified)
+		require.Empty(t, s.Unidentified)
 		require.Equal(t, uint64(1), s.Devices[1].XIDs[0].Count, "counts do not go back")
 	})
 }
@@ -488,11 +488,17 @@ func TestAGPUThatNeverSaidWhoItIsIsCounted(t *testing.T) {
 		return d
 	}, func(t *testing.T, m *Monitor, d *script) {
 		require.Len(t, m.Get().Devices, 7)
-		require.Equal(t, 1, m.Get().Unidentified)
+		require.Equal(t, []gpu.Unidentified{{Index: 0, Why: "ERROR_UNKNOWN"}}, m.Get().Unidentified)
+		hang := make(chan struct{})
+		d.do(func() { d.cards[0].hang = hang })
+		pass(10*time.Second + DefaultDeadline)
+		require.Equal(t, []gpu.Unidentified{{Index: 0, Why: "no answer in time"}}, m.Get().Unidentified)
+		close(hang)
+		d.do(func() { d.cards[0].hang = nil })
 		d.do(func() { d.cards[0].handle = success })
 		pass(10 * time.Second)
 		require.Len(t, m.Get().Devices, 8)
-		require.Zero(t, m.Get().Unidentified)
+		require.Empty(t, m.Get().Unidentified)
 	})
 }
 
@@ -610,10 +616,10 @@ func TestNoPartOfTheInventoryIsShown(t *testing.T) {
 		require.Empty(t, m.Get().Devices, "seven of eight, as long as the eighth may answer")
 		pass(1)
 		require.Len(t, m.Get().Devices, 7)
-		require.Equal(t, 1, m.Get().Unidentified)
+		require.Len(t, m.Get().Unidentified, 1)
 		d.do(func() { close(d.cards[6].hang); d.cards[6].hang = nil })
 		synctest.Wait()
 		require.Equal(t, 8, m.Get().HealthyCount())
-		require.Zero(t, m.Get().Unidentified)
+		require.Empty(t, m.Get().Unidentified)
 	})
 }
