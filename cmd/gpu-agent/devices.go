@@ -57,6 +57,6 @@ func devicesCommand() *cobra.Command {
 	}
 	flags.add(cmd)
 	output.add(cmd)
-	cmd.AddCommand(cordonCommand(), uncordonCommand(), releaseCommand(), resumeCommand())
+	cmd.AddCommand(cordonCommand(), uncordonCommand(), forgetCommand(), releaseCommand(), resumeCommand())
 	return cmd
 }

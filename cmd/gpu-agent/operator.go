@@ -50,6 +50,9 @@ func (a *agent) deviceAPI(mux *http.ServeMux) {
 		ended, left, err := a.now().monitor.Uncordon(ctx, gpu.UUID(r.PathValue("uuid")))
 		return uncordonAnswer{Ended: ended, Left: left}, err
 	}))
+	mux.HandleFunc("POST /devices/{uuid}/forget", operator(func(ctx context.Context, r *http.Request) (any, error) {
+		return nil, a.now().monitor.Forget(ctx, gpu.UUID(r.PathValue("uuid")))
+	}))
 	mux.HandleFunc("POST /devices/release", operator(func(ctx context.Context, r *http.Request) (any, error) {
 		var in releaseRequest
 		if err := read(r, &in); err != nil {
@@ -127,6 +130,25 @@ func uncordonCommand() *cobra.Command {
 				return fmt.Errorf("%s is still unhealthy: %s: %s", args[0], out.Left.Reason, out.Left.Text)
 			}
 			fmt.Fprintf(w, "%s is healthy\n", args[0])
+			return nil
+		},
+	}
+	socket.add(cmd)
+	return cmd
+}
+
+func forgetCommand() *cobra.Command {
+	var socket socketFlag
+	cmd := &cobra.Command{
+		Use:   "forget UUID",
+		Short: "Drop all that is known of a GPU that has left the node for good: its troubles, its cordon, its place in the list",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path := "/devices/" + url.PathEscape(args[0]) + "/forget"
+			if err := socket.client().call(cmd.Context(), http.MethodPost, path, nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is forgotten\n", args[0])
 			return nil
 		},
 	}

@@ -14,6 +14,7 @@ import (
 type slot struct {
 	reader *reader
 	gpu    *tracked // nil until somebody is known to sit there
+	named  bool     // it has said who it is, in this session
 
 	round    int       // of the last sample that was asked for
 	asked    time.Time // of that sample
@@ -254,6 +255,7 @@ func (f *follower) accept(s *slot, a answer) (urgent bool) {
 
 // identify notes who sits in a slot.
 func (f *follower) identify(s *slot, a answer) (urgent bool) {
+	s.named = true
 	g := f.inv.byUUID(a.device)
 	if urgent = !sameMIG(g.device, a.device); urgent {
 		f.log.Info("MIG changed", "gpu", a.device.Index, "uuid", a.device.UUID,
@@ -292,6 +294,7 @@ func (f *follower) settle() bool {
 	}
 	f.settled = true
 	f.reconcile()
+	f.inv.present = f.present
 	return true
 }
 

@@ -24,7 +24,10 @@ type inventory struct {
 	releaseSaid time.Time              // when an operator said release or resume last
 	closedByUs  bool                   // the driver is let go of
 	remembered  map[gpu.UUID]gpuRecord // kept from before this start, of GPUs not seen since
-	stateError  string                 // why what was kept could not be read
+	// present says why a GPU may be on the node, or nil if it is not; itself nil while no session has heard of
+	// every GPU that the driver counts.
+	present    func(gpu.UUID, gpu.Device) error
+	stateError string // why what was kept could not be read
 }
 
 // tracked is one physical GPU.
@@ -79,11 +82,7 @@ func (inv *inventory) change(id gpu.UUID, f func(*tracked)) error {
 	}
 	kept, ok := inv.remembered[id]
 	if !ok {
-		ids := inv.uuids()
-		if len(ids) == 0 {
-			return fmt.Errorf("there is no GPU %s here: no GPU is known, as the driver has named none (%s)", id, cmp.Or(inv.driver.Error, "it is loaded"))
-		}
-		return fmt.Errorf("there is no GPU %s here: want one of %s", id, strings.Join(ids, ", "))
+		return inv.unknown(id)
 	}
 	g := &tracked{device: gpu.Device{UUID: id, Index: -1}, away: gpu.Health{Reason: gpu.Lost, Text: "the driver has not named it since the agent started"}}
 	g.state.restore(kept)
@@ -92,6 +91,14 @@ func (inv *inventory) change(id gpu.UUID, f func(*tracked)) error {
 	changed.Device = kept.Device
 	inv.remember(changed)
 	return nil
+}
+
+func (inv *inventory) unknown(id gpu.UUID) error {
+	ids := inv.uuids()
+	if len(ids) == 0 {
+		return fmt.Errorf("there is no GPU %s here: no GPU is known, as the driver has named none (%s)", id, cmp.Or(inv.driver.Error, "it is loaded"))
+	}
+	return fmt.Errorf("there is no GPU %s here: want one of %s", id, strings.Join(ids, ", "))
 }
 
 // remember keeps the record of a GPU that is not in the list.

@@ -68,6 +68,7 @@ func (m *Monitor) follow(ctx context.Context, inv *inventory) error {
 			return nil
 		}
 		opened := time.Now()
+		inv.present = nil
 		s, count, err := m.open(ctx, inv)
 		if err == nil {
 			m.log.Info("driver opened", "version", inv.driver.Version, "gpus", count)
