@@ -3,6 +3,7 @@ package cache
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -310,5 +311,28 @@ func TestAModelOfTheConfigIsNotImportedFromElsewhere(t *testing.T) {
 		c.Want([]model.Spec{spec("a", "other")})
 		run(t, c)
 		require.ErrorContains(t, take(t, c, bundle), "model a comes from mem://other in the config and from mem://a in the bundle")
+	})
+}
+
+func TestAnImportEndsWithTheCache(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		bundle := exported(t, dir(t), o, "a")
+		c := open(t, config(root), o)
+		stop := run(t, c)
+		r, w := io.Pipe()
+		ended := make(chan error, 1)
+		go func() {
+			ended <- c.Import(t.Context(), r, func() { r.Close() }, func(model.Status) { t.Error("it is not whole") })
+		}()
+		_, err := w.Write(bundle[:len(bundle)/2])
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, model.Pulling, c.Importing().State)
+		require.Positive(t, c.Importing().Done)
+		stop()
+		synctest.Wait()
+		require.ErrorIs(t, <-ended, context.Canceled)
+		require.Nil(t, tree(t, layout(root).visible("a")))
+		require.ErrorContains(t, take(t, c, bundle), "the cache was closed meanwhile")
 	})
 }

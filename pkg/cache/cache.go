@@ -54,6 +54,7 @@ type Cache struct {
 	blind    string            // why it is not known what does; "" where it is
 	ails     model.Problem     // of the disk; zero: nothing
 	refused  map[string]string // why what a pod asks for is not pulled, by the model's name
+	closed   bool              // no Import begins
 	scrubbed model.Scrub
 }
 

@@ -198,8 +198,11 @@ func (c *Cache) probe() error {
 	return nil
 }
 
-// Close lets go of the directory. Run must have returned.
-func (c *Cache) Close() error { return c.lock.Close() }
+// Close ends imports and lets go of the directory. Run must have returned.
+func (c *Cache) Close() error {
+	c.endImports()
+	return c.lock.Close()
+}
 
 // layout says where things are under the root.
 type layout string

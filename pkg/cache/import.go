@@ -59,6 +59,10 @@ func (c *Cache) seize(ctx context.Context, b bundled) (*entry, context.Context, 
 	}
 	for {
 		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			return nil, nil, ref, &model.Error{Reason: "CacheClosed", Text: "the cache was closed meanwhile: import the bundle again"}
+		}
 		e := c.entry(b.Name)
 		if e.asked() && fingerprint(e.ref()) == b.Ref {
 			ref = e.ref() // all of it
@@ -205,4 +209,21 @@ func (c *Cache) Importing() *model.Status {
 		}
 	}
 	return nil
+}
+
+// endImports ends what Import is at, and returns when it has ended: nobody writes without the lock.
+func (c *Cache) endImports() {
+	c.mu.Lock()
+	c.closed = true
+	var busy []chan struct{}
+	for _, e := range c.models {
+		if e.importing {
+			e.cancel()
+			busy = append(busy, e.busy)
+		}
+	}
+	c.mu.Unlock()
+	for _, ended := range busy {
+		<-ended
+	}
 }
