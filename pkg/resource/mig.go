@@ -70,7 +70,7 @@ func (p Policy) split(d *gpu.Device, name string, problem say) []thing {
 			otherwise = "nvidia.com/mig-" + strings.ReplaceAll(in.Profile, "+", ".")
 		}
 		t := thing{device: d, instance: in, resource: named(p.cfg.MIGNames, in.Profile, otherwise, "resources.mig", problem)}
-		if !resourceName.MatchString(t.resource) {
+		if !isResourceName(t.resource) {
 			problem("instance %s of GPU %d (%s) is not offered: NVIDIA has a resource name only for compute instances as large as their GPU instance; give it one in resources.mig",
 				t.index(), d.Index, in.Profile)
 			continue

@@ -61,6 +61,7 @@ func TestPolicyRefusesWhatItWouldNotDo(t *testing.T) {
 		`sharing.allocation: "tight" is unknown: use distributed, packed`:                                                  {Allocation: "tight"},
 		`resource: resource name "gpu": want <domain>/<name> with a name of at most 63 characters, such as nvidia.com/gpu`: {Resource: "gpu"},
 		"resource: resource name \"nvidia.com/" + strings.Repeat("g", 64):                                                  {Resource: "nvidia.com/" + strings.Repeat("g", 64)},
+		"resource: resource name \"" + strings.Repeat("d", 254):                                                            {Resource: strings.Repeat("d", 254) + "/gpu"},
 		`devRoot: "dev": want an absolute path`:                                                                            {DevRoot: "dev"},
 		`cdiKind: "gpu": want <vendor>/<class>`:                                                                            {CDIKind: "gpu"},
 		`cdiAnnotationPrefix: "cdi.k8s.io": want <domain>/`:                                                                {CDIAnnotationPrefix: "cdi.k8s.io"},
@@ -97,8 +98,8 @@ func TestPolicyRefusesWhatItWouldNotDo(t *testing.T) {
 	var faults resource.Faults
 	require.ErrorAs(t, err, &faults)
 	require.Len(t, faults, 2)
-	p := policy(t, resource.Config{Resource: "nvidia.com/" + strings.Repeat("g", 63)})
-	require.Len(t, p.Resource(), 74)
+	p := policy(t, resource.Config{Resource: strings.Repeat("d", 253) + "/" + strings.Repeat("g", 63)})
+	require.Len(t, p.Resource(), 253+1+63)
 	require.Equal(t, "nvidia.com/gpu", policy(t, resource.Config{}).Resource())
 	require.Equal(t, "none", policy(t, resource.Config{}).MIGStrategy())
 	require.Equal(t, resource.HostCDIKind, policy(t, resource.Config{}).Config().CDIKind)
