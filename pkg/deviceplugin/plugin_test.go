@@ -126,6 +126,16 @@ func (n *node) registered(times, healthy int) kubelettest.State {
 	return s
 }
 
+// upgrade starts a second instance, after the first has noted when it registered: one that notes it later counts as
+// one that registered later.
+func (n *node) upgrade() (*deviceplugin.Plugin, func()) {
+	n.t.Helper()
+	require.Eventually(n.t, func() bool { return n.plugin.Status().Registered }, deadline, time.Millisecond)
+	newer, stop := n.start(resource.Config{})
+	n.t.Cleanup(stop)
+	return newer, stop
+}
+
 // waitingFor waits until the plugin says that it is not registered because of text.
 func (n *node) waitingFor(text string) {
 	n.t.Helper()
@@ -326,8 +336,7 @@ func TestAnUpgradeThatOverlapsLeavesNoGap(t *testing.T) {
 	n := newNode(t, gputest.Node(8), resource.Config{})
 	n.startKubelet()
 	n.registered(1, 8)
-	_, stopNew := n.start(resource.Config{})
-	t.Cleanup(stopNew)
+	n.upgrade()
 	n.wait(func(s kubelettest.State) bool { return s.Streams == 2 && s.Updates == 2 })
 	n.stop()
 	s := n.registered(2, 8)
@@ -342,8 +351,7 @@ func TestAnUpgradeOnAKubeletWithOneEndpointEndsRegistered(t *testing.T) {
 	n.kubelet.OneEndpoint = true
 	n.startKubelet()
 	n.registered(1, 8)
-	_, stopNew := n.start(resource.Config{})
-	t.Cleanup(stopNew)
+	n.upgrade()
 	n.wait(func(s kubelettest.State) bool { return s.Streams == 2 && s.Updates == 2 })
 	n.stop()
 	s := n.registered(3, 8)

@@ -31,15 +31,13 @@ func TestAnUpgradeLeavesNoMomentWithoutDevices(t *testing.T) {
 	n := newNode(t, gputest.Node(8), resource.Config{})
 	n.startKubelet()
 	n.registered(1, 8)
-	stop := n.stop
 	for i := range 5 {
-		_, stopNew := n.start(resource.Config{})
-		t.Cleanup(stopNew)
+		newer, stopNew := n.upgrade()
 		n.wait(func(s kubelettest.State) bool { return len(s.Registrations) == i+2 && s.Streams == 2 })
-		stop()
+		n.stop()
 		s := n.wait(func(s kubelettest.State) bool { return s.Streams == 1 })
 		require.Equal(t, 8, s.Healthy())
-		stop = stopNew
+		n.plugin, n.stop = newer, stopNew
 	}
 	require.Zero(t, n.kubelet.State().Gaps)
 }
@@ -52,8 +50,7 @@ func TestOfTwoInstancesTheNewerWinsWhenTheKubeletRestarts(t *testing.T) {
 		n.kubelet.OneEndpoint = true
 		n.startKubelet()
 		n.registered(1, 8)
-		newer, stopNew := n.start(resource.Config{})
-		t.Cleanup(stopNew)
+		newer, _ := n.upgrade()
 		n.wait(func(s kubelettest.State) bool { return s.Streams == 2 && s.Updates == 2 })
 		for range 3 {
 			n.restartKubelet()
@@ -72,8 +69,7 @@ func TestTheOlderComesBackWhenTheNewerIsGone(t *testing.T) {
 	n := newNode(t, gputest.Node(8), resource.Config{})
 	n.startKubelet()
 	n.registered(1, 8)
-	_, stopNew := n.start(resource.Config{})
-	t.Cleanup(stopNew)
+	_, stopNew := n.upgrade()
 	n.wait(func(s kubelettest.State) bool { return s.Streams == 2 })
 	n.kubelet.DropStreams()
 	n.waitingFor("a newer instance has taken over")
