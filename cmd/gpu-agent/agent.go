@@ -32,6 +32,8 @@ type agent struct {
 	logging *logging
 	started time.Time
 
+	unfitRetry time.Duration // between two tries of an edit that does not fit the node
+
 	wired     atomic.Pointer[wiring]       // the parts in force; set by newAgent and by edit alone
 	gate      *ready.Gate                  // what everything but the monitor sees of the GPUs
 	policy    watch.Value[resource.Policy] // in force; an edit sets another
@@ -73,7 +75,7 @@ func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 }
 
 func newAgent(c config.Config, file string, log *logging) (*agent, error) {
-	a := &agent{file: file, started: time.Now(), logging: log, log: slog.New(log), needs: need{unknown: "the pods of this node have not been listed yet"}}
+	a := &agent{file: file, started: time.Now(), logging: log, log: slog.New(log), unfitRetry: time.Minute, needs: need{unknown: "the pods of this node have not been listed yet"}}
 	w, err := a.wire(c)
 	if err != nil {
 		return nil, err

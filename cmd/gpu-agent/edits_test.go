@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type edited struct {
 	kubelet *kubelettest.Kubelet
 	log     *lines
 	keys    map[string]string // by section, what the file says of it
+	tries   atomic.Int64      // of reading the file
 }
 
 // lines is a log that is read while it is written.
@@ -67,12 +69,14 @@ func newEdited(t *testing.T, keys map[string]string) *edited {
 	t.Cleanup(e.kubelet.Stop)
 	e.write(t, keys)
 	load := func(choice string) (config.Config, error) {
+		e.tries.Add(1)
 		return config.LoadFor(filepath.Join(dir, "config.yaml"), choice)
 	}
 	c, err := load("")
 	require.NoError(t, err)
 	e.agent, err = newAgent(c, filepath.Join(dir, "config.yaml"), newLogging(c.Log, e.log))
 	require.NoError(t, err)
+	e.unfitRetry = 50 * time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- e.run(ctx, load) }()
@@ -226,10 +230,59 @@ func TestAnEditThatCannotBeMadeChangesNothing(t *testing.T) {
 	e.rewrite(t, map[string]string{"labels": "{sink: node, kubeconfig: $DIR/none}", "exporter": "{schemas: [native]}"}, func(t require.TestingT) {
 		require.Contains(t, e.state().Config.Error, "labels.sink is node, but the API server cannot be reached")
 	})
-	require.True(t, now == e.now())
+	require.Equal(t, now.config.Exporter, e.now().config.Exporter)
+	require.True(t, now.sink == e.now().sink && now.plugin == e.now().plugin)
 	require.Len(t, e.kubelet.State().Registrations, 1)
 	e.rewrite(t, map[string]string{"labels": "{sink: none}"}, func(t require.TestingT) {
 		require.Empty(t, e.state().Config.Error)
 		require.Nil(t, e.now().sink)
 	})
+}
+
+// What this node cannot follow is found at the edit: what is offered stays. Once the node can, it is in force.
+func TestAnEditThatDoesNotFitTheNodeChangesNothing(t *testing.T) {
+	plugin := func(more string) map[string]string {
+		return map[string]string{"devicePlugin": "{kubeletDir: $DIR/kubelet, " + more + "}"}
+	}
+	shared := func(rule string) map[string]string {
+		return plugin("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4" + rule + "}]}}")
+	}
+	e := newEdited(t, shared(""))
+	e.has(t, 8)
+	before := e.kubelet.State()
+	refused := func(keys map[string]string, why string) {
+		t.Helper()
+		e.rewrite(t, keys, func(t require.TestingT) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			require.ErrorContains(t, e.configErr, why)
+			require.ErrorContains(t, e.configErr, "; the configuration before it stays in force")
+		})
+		e.write(t, shared(""))
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			require.NoError(c, e.configErr)
+		}, 20*time.Second, 10*time.Millisecond)
+	}
+	refused(shared(", devices: [9]"), "no GPU 9")
+	refused(plugin(`sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2, devices: [0]},
+      {name: nvidia.com/gpu, replicas: 4, devices: [`+string(e.now().monitor.Get().Devices[0].UUID)+`]}]}}`), "GPU 0")
+	require.Equal(t, before, e.kubelet.State(), "the kubelet saw something of it")
+	e.rewrite(t, shared(", devices: [1]"), func(t require.TestingT) { require.Equal(t, 5, e.kubelet.State().Healthy()) })
+	// A GPU in MIG mode that is not to be offered, and a rule for nodes of another kind, may be meant.
+	e.rewrite(t, plugin("sharing: {timeSlicing: {resources: [{name: nvidia.com/mig-1g.10gb, replicas: 4}]}}"), func(t require.TestingT) {
+		require.Equal(t, 2, e.kubelet.State().Healthy())
+	})
+	require.Contains(t, strings.Join(e.policy.Get().Problems(e.now().monitor.Get()), ""), "nothing on this node is offered as nvidia.com/mig-1g.10gb")
+}
+
+// What does not fit is tried again while it stands, and said once.
+func TestAnEditThatDoesNotFitIsTriedAgain(t *testing.T) {
+	e := newEdited(t, nil)
+	e.has(t, 2)
+	e.rewrite(t, map[string]string{"devicePlugin": "{kubeletDir: $DIR/kubelet, exclude: [7]}"}, func(t require.TestingT) {
+		require.GreaterOrEqual(t, e.tries.Load(), int64(4))
+	})
+	require.Equal(t, 1, strings.Count(e.log.String(), "exclude[0]: there is no GPU 7 on this node"), e.log)
 }

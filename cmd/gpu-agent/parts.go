@@ -138,6 +138,9 @@ func (a *agent) edit(c config.Config) error {
 	if err != nil {
 		return fmt.Errorf("devicePlugin: %w", err)
 	}
+	if err := a.fits(w, before, policy); err != nil {
+		return err
+	}
 	for _, note := range c.Notes {
 		if !slices.Contains(before.config.Notes, note) {
 			a.log.Info("configuration", "note", note)

@@ -60,6 +60,7 @@ func (a *agent) run(ctx context.Context, load func(choice string) (config.Config
 	a.group = supervise.New(ctx, a.log)
 	a.log.Info("gpu-agent", "version", version, "node", c.NodeName, "simulated", c.NVML.Simulate.On())
 	a.start(&wiring{})
+	var refused error
 	for look := true; ; { // the first look is at what was edited before the watch began
 		_, chosen := a.choice.Watch()
 		if !look {
@@ -67,7 +68,10 @@ func (a *agent) run(ctx context.Context, load func(choice string) (config.Config
 			case <-a.group.Done():
 				return a.group.Wait()
 			case <-edits.changed:
+				refused = nil
 			case <-chosen:
+				refused = nil
+			case <-a.retry(refused):
 			}
 		}
 		look = false
@@ -75,10 +79,11 @@ func (a *agent) run(ctx context.Context, load func(choice string) (config.Config
 		if err == nil {
 			err = a.edit(c)
 		}
-		if err != nil {
+		if err != nil && (refused == nil || err.Error() != refused.Error()) {
 			a.log.Error("the edited configuration is not in force", "error", err)
 		}
 		a.configError(err)
+		refused = err
 		if files := a.files(a.now().config); !slices.Equal(files, edits.paths) {
 			next, err := watchFiles(a.log, files...)
 			if err != nil {

@@ -86,6 +86,14 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
+// Check reports what no spec could be written without, or is in the way of one. Run waits until that changes.
+func (w *Writer) Check() error {
+	if _, err := w.cfg.hook(); err != nil {
+		return err
+	}
+	return w.folder.foreign(w.classes())
+}
+
 // act makes the files what the snapshot calls for, if they are not. Without a driver nothing is known and
 // nothing changes.
 func (w *Writer) act(ctx context.Context, s *gpu.Snapshot) {

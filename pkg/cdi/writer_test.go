@@ -374,6 +374,7 @@ func TestAForeignSpecIsNeverReplaced(t *testing.T) {
 				n.file(t, filepath.Join(n.Dir, "nvidia.yaml"), "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: \"0\"\n  containerEdits: {env: [A=b]}\n", 0o600)
 				w := n.run(t)
 				require.EqualError(t, w.Err(), path+" is in the way and was not written by this agent (NVIDIA's device plugin leaves such a file): it describes k8s.device-plugin.nvidia.com/gpu; remove it")
+				require.EqualError(t, w.Check(), w.Err().Error())
 				require.Len(t, w.Missing(n.snapshots.Get()), 2)
 				left, err := os.ReadFile(path)
 				require.NoError(t, err)
@@ -381,6 +382,7 @@ func TestAForeignSpecIsNeverReplaced(t *testing.T) {
 				require.Zero(t, n.twin.calls())
 
 				require.NoError(t, os.Remove(path))
+				require.NoError(t, w.Check())
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
 				require.NoError(t, w.Err())

@@ -40,6 +40,17 @@ func (c *control) environment() []string {
 
 func (c *control) path(name string) string { return filepath.Join(c.bin, name) }
 
+// programs is an error when one of the programs is not in bin.
+func programs(bin string) error {
+	for _, name := range []string{controlBin, serverBin, smiBin} {
+		path := filepath.Join(bin, name)
+		if info, err := os.Stat(path); err != nil || info.IsDir() {
+			return fmt.Errorf("%s is not there: MPS needs the driver's programs here (NVIDIA_DRIVER_CAPABILITIES=compute,utility), or devicePlugin.mpsBinDir where they are", path)
+		}
+	}
+	return nil
+}
+
 // tell sends one command and returns the answer.
 func (c *control) tell(ctx context.Context, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callPatience)
@@ -102,10 +113,8 @@ func (c *control) mode(ctx context.Context, mode string, gpus []gpu.UUID) map[gp
 
 // prepare checks what the daemon needs and makes its folders.
 func (c *control) prepare(shm string) error {
-	for _, name := range []string{controlBin, serverBin, smiBin} {
-		if info, err := os.Stat(c.path(name)); err != nil || info.IsDir() {
-			return fmt.Errorf("%s is not there: MPS needs the driver's programs here (NVIDIA_DRIVER_CAPABILITIES=compute,utility), or devicePlugin.mpsBinDir where they are", c.path(name))
-		}
+	if err := programs(c.bin); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(c.share.ShmDir, 0o755); err != nil {
 		return fmt.Errorf("%w: mount the host's %s here at the same path", err, filepath.Dir(c.share.ShmDir))

@@ -63,6 +63,9 @@ func New(cfg Config, shares func(*gpu.Snapshot) []resource.MPS, snapshots Snapsh
 		poked: make(chan struct{}, 1), ends: map[string]func(){}}, nil
 }
 
+// Check reports what no daemon could be started without: the driver's programs. Run waits for them.
+func (m *Daemons) Check() error { return programs(m.cfg.BinDir) }
+
 // Run starts and ends daemons as the snapshots call for, until ctx is done; it returns nil. What is shared
 // of a GPU that is ill stays as it is, and without a driver nothing is known and nothing changes.
 func (m *Daemons) Run(ctx context.Context) error {

@@ -261,6 +261,16 @@ func TestWhatTheHostLacksIsOneClearLine(t *testing.T) {
 	}
 }
 
+func TestCheckNamesTheProgramThatIsNotThere(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	m, err := mps.New(mps.Config{BinDir: n.bin}, nil, nil)
+	require.NoError(t, err)
+	require.NoError(t, m.Check())
+	require.NoError(t, os.Remove(filepath.Join(n.bin, "nvidia-smi")))
+	require.ErrorContains(t, m.Check(), filepath.Join(n.bin, "nvidia-smi")+" is not there")
+}
+
 func TestADriverThatIsAwayChangesNothing(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

@@ -208,7 +208,7 @@ func (p Policy) imexChannels() []string {
 // container must get; a GPU that is not in the map could.
 func (p Policy) Missing(s *gpu.Snapshot) map[gpu.UUID]string {
 	missing := map[gpu.UUID]string{}
-	quiet := func(string, ...any) {}
+	quiet := &findings{}
 	why := p.lacking(quiet)
 	if why == "" || !s.Driver.Loaded {
 		return missing
@@ -220,7 +220,7 @@ func (p Policy) Missing(s *gpu.Snapshot) map[gpu.UUID]string {
 }
 
 // lacking says which part of every container's edits is required and not there; "" when none is.
-func (p Policy) lacking(problem say) string {
+func (p Policy) lacking(found *findings) string {
 	for _, n := range p.cfg.IMEXChannels {
 		node := path.Join(p.cfg.DevRoot, imexNode(strconv.Itoa(n)))
 		switch {
@@ -228,7 +228,7 @@ func (p Policy) lacking(problem say) string {
 		case p.cfg.IMEXRequired:
 			return fmt.Sprintf("IMEX channel %d is required, but there is no %s", n, node)
 		default:
-			problem("imex.channelIDs: there is no %s: pods start without IMEX channel %d", node, n)
+			found.note("imex.channelIDs: there is no %s: pods start without IMEX channel %d", node, n)
 		}
 	}
 	return ""

@@ -32,33 +32,33 @@ func (t thing) index() string {
 }
 
 // things is all that can be offered of the GPUs, in the order of their indexes.
-func (p Policy) things(devices []*gpu.Device, problem say) []thing {
+func (p Policy) things(devices []*gpu.Device, found *findings) []thing {
 	if p.cfg.MIGStrategy == MIGSingle {
-		return p.single(devices, problem)
+		return p.single(devices, found)
 	}
 	var things []thing
 	for _, d := range devices {
 		switch {
 		case !d.MIGEnabled:
-			things = append(things, p.whole(d, problem))
+			things = append(things, p.whole(d, found))
 		case p.cfg.MIGStrategy == MIGNone:
-			problem("GPU %d is in MIG mode and is not offered: migStrategy is none; set it to single or mixed, or turn MIG off", d.Index)
+			found.note("GPU %d is in MIG mode and is not offered: migStrategy is none; set it to single or mixed, or turn MIG off", d.Index)
 		case len(d.Instances) == 0 && d.Health.OK():
-			problem("GPU %d is in MIG mode and has no instance: nothing of it is offered", d.Index)
+			found.note("GPU %d is in MIG mode and has no instance: nothing of it is offered", d.Index)
 		}
 		if p.cfg.MIGStrategy == MIGMixed && d.MIGEnabled {
-			things = append(things, p.split(d, "", problem)...)
+			things = append(things, p.split(d, "", found)...)
 		}
 	}
 	return things
 }
 
-func (p Policy) whole(d *gpu.Device, problem say) thing {
-	return thing{device: d, resource: named(p.cfg.GPUNames, d.Name, p.cfg.Resource, "resources.gpus", problem)}
+func (p Policy) whole(d *gpu.Device, found *findings) thing {
+	return thing{device: d, resource: named(p.cfg.GPUNames, d.Name, p.cfg.Resource, "resources.gpus", found)}
 }
 
 // split is the GPU's instances. Without a name given they go by NVIDIA's for their profile.
-func (p Policy) split(d *gpu.Device, name string, problem say) []thing {
+func (p Policy) split(d *gpu.Device, name string, found *findings) []thing {
 	var things []thing
 	for i := range d.Instances {
 		in := &d.Instances[i]
@@ -69,9 +69,9 @@ func (p Policy) split(d *gpu.Device, name string, problem say) []thing {
 		if name == "" && !partial(in) {
 			otherwise = "nvidia.com/mig-" + strings.ReplaceAll(in.Profile, "+", ".")
 		}
-		t := thing{device: d, instance: in, resource: named(p.cfg.MIGNames, in.Profile, otherwise, "resources.mig", problem)}
+		t := thing{device: d, instance: in, resource: named(p.cfg.MIGNames, in.Profile, otherwise, "resources.mig", found)}
 		if !isResourceName(t.resource) {
-			problem("instance %s of GPU %d (%s) is not offered: NVIDIA has a resource name only for compute instances as large as their GPU instance; give it one in resources.mig",
+			found.note("instance %s of GPU %d (%s) is not offered: NVIDIA has a resource name only for compute instances as large as their GPU instance; give it one in resources.mig",
 				t.index(), d.Index, in.Profile)
 			continue
 		}
@@ -90,23 +90,23 @@ func partial(in *gpu.Instance) bool {
 // The kubelet then sees an empty list, running pods go on, and what is wrong is said. An unhealthy GPU
 // has no vote: what it says of its instances may be old or missing, and it must not cost the others
 // their pods.
-func (p Policy) single(devices []*gpu.Device, problem say) []thing {
+func (p Policy) single(devices []*gpu.Device, found *findings) []thing {
 	voters := slices.DeleteFunc(slices.Clone(devices), func(d *gpu.Device) bool { return !d.Health.OK() })
 	if len(voters) == 0 {
 		voters = devices
 	}
 	profile, why := layout(voters)
 	if why != "" {
-		problem("migStrategy single: nothing is offered: %s", why)
+		found.unfit("migStrategy single: nothing is offered: %s", why)
 		return nil
 	}
 	var things []thing
 	for _, d := range devices {
 		switch {
 		case profile == "" && !d.MIGEnabled:
-			things = append(things, p.whole(d, problem))
+			things = append(things, p.whole(d, found))
 		case profile != "" && d.MIGEnabled:
-			for _, t := range p.split(d, p.cfg.Resource, problem) {
+			for _, t := range p.split(d, p.cfg.Resource, found) {
 				if t.instance.Profile == profile {
 					things = append(things, t)
 				}

@@ -67,7 +67,7 @@ func exact(selector string) bool {
 
 // visible are the GPUs that the administrator has left in. One whose UUID could not be read has no
 // name that would survive a restart.
-func (p Policy) visible(s *gpu.Snapshot, problem say) []*gpu.Device {
+func (p Policy) visible(s *gpu.Snapshot, found *findings) []*gpu.Device {
 	used := map[string]bool{}
 	named := func(list []string, d *gpu.Device) bool {
 		hit := false
@@ -92,12 +92,12 @@ func (p Policy) visible(s *gpu.Snapshot, problem say) []*gpu.Device {
 	}{{"include", p.cfg.Include}, {"exclude", p.cfg.Exclude}} {
 		for i, selector := range list.selectors {
 			if exact(selector) && !used[selector] {
-				problem("%s[%d]: there is no GPU %s on this node", list.path, i, selector)
+				found.unfit("%s[%d]: there is no GPU %s on this node", list.path, i, selector)
 			}
 		}
 	}
 	if len(devices) == 0 && len(s.Devices) > 0 && len(p.cfg.Include)+len(p.cfg.Exclude) > 0 {
-		problem("include, exclude: they leave none of this node's GPUs to offer")
+		found.unfit("include, exclude: they leave none of this node's GPUs to offer")
 	}
 	return devices
 }
@@ -109,7 +109,7 @@ func (p Policy) Visible(s *gpu.Snapshot) *gpu.Snapshot {
 	}
 	seen := *s
 	seen.Devices = nil
-	for _, d := range p.visible(s, func(string, ...any) {}) {
+	for _, d := range p.visible(s, &findings{}) {
 		seen.Devices = append(seen.Devices, *d)
 	}
 	return &seen
@@ -117,19 +117,19 @@ func (p Policy) Visible(s *gpu.Snapshot) *gpu.Snapshot {
 
 // named is the resource name by the first pattern that matches text, or the one given. A later pattern
 // with another name is said, unless it is the * that catches the rest.
-func named(names []Name, text, otherwise, path string, problem say) string {
-	found := -1
+func named(names []Name, text, otherwise, path string, found *findings) string {
+	match := -1
 	for i, n := range names {
 		switch {
 		case !matches(n.Pattern, text):
-		case found < 0:
-			found = i
-		case n.Pattern != "*" && n.Resource != names[found].Resource:
-			problem("%s[%d]: two names for %q: it goes by %s of %s[%d], not by %s", path, i, text, names[found].Resource, path, found, n.Resource)
+		case match < 0:
+			match = i
+		case n.Pattern != "*" && n.Resource != names[match].Resource:
+			found.unfit("%s[%d]: two names for %q: it goes by %s of %s[%d], not by %s", path, i, text, names[match].Resource, path, match, n.Resource)
 		}
 	}
-	if found < 0 {
+	if match < 0 {
 		return otherwise
 	}
-	return names[found].Resource
+	return names[match].Resource
 }

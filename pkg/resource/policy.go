@@ -2,6 +2,7 @@ package resource
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -73,16 +74,37 @@ func (p Policy) Offers(s *gpu.Snapshot) []Offer {
 
 // Problems is what of the configuration cannot hold on this node, one line each, for people; the rest
 // of it holds. It depends on the GPUs that there are, so a check of the configuration cannot know it.
-func (p Policy) Problems(s *gpu.Snapshot) []string {
+func (p Policy) Problems(s *gpu.Snapshot) []string { return p.findings(s).all }
+
+// Unfit is of the Problems those that name what is not on this node or contradict each other there. The others may be
+// meant: a rule for nodes of another kind, a GPU in MIG mode that is not to be offered.
+func (p Policy) Unfit(s *gpu.Snapshot) []string { return p.findings(s).wrong }
+
+func (p Policy) findings(s *gpu.Snapshot) *findings {
 	if s == nil || !s.Driver.Loaded {
-		return nil // not known yet, or to be said of the driver
+		return &findings{} // not known yet, or to be said of the driver
 	}
-	_, problems := p.items(s)
-	return problems
+	_, f := p.items(s)
+	return f
 }
 
-// say notes one problem, for people.
-type say func(format string, args ...any)
+// findings are what of the configuration does not fit a node, each once.
+type findings struct{ all, wrong []string }
+
+// note adds what may be meant.
+func (f *findings) note(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(f.all, text) {
+		f.all = append(f.all, text)
+	}
+}
+
+// unfit adds what cannot be.
+func (f *findings) unfit(format string, args ...any) {
+	f.note(format, args...)
+	if text := fmt.Sprintf(format, args...); !slices.Contains(f.wrong, text) {
+		f.wrong = append(f.wrong, text)
+	}
+}
 
 // unfit says why the GPU must not be given to a pod now; empty when it may.
 func unfit(s *gpu.Snapshot, d *gpu.Device) string {

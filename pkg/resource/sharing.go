@@ -102,7 +102,7 @@ func (s *Sharing) rename(r Shared) string {
 }
 
 // rules says which rule of sharing holds for each of the things: an index into Resources, or -1.
-func (p Policy) rules(things []thing, problem say) []int {
+func (p Policy) rules(things []thing, found *findings) []int {
 	rules := slices.Repeat([]int{-1}, len(things))
 	s, _, path := p.cfg.sharing()
 	if s == nil {
@@ -110,9 +110,9 @@ func (p Policy) rules(things []thing, problem say) []int {
 	}
 	for i, r := range s.Resources {
 		at := fmt.Sprintf("%s.resources[%d]", path, i)
-		for _, t := range r.selected(at, things, problem) {
+		for _, t := range r.selected(at, things, found) {
 			if j := rules[t]; j >= 0 {
-				problem("%s.devices: two rules for GPU %s: it is shared by %s.resources[%d]", at, things[t].index(), path, j)
+				found.unfit("%s.devices: two rules for GPU %s: it is shared by %s.resources[%d]", at, things[t].index(), path, j)
 				continue
 			}
 			rules[t] = i
@@ -122,7 +122,7 @@ func (p Policy) rules(things []thing, problem say) []int {
 }
 
 // selected are the things that r shares, by their place in the list.
-func (r Shared) selected(at string, things []thing, problem say) []int {
+func (r Shared) selected(at string, things []thing, found *findings) []int {
 	var of []int // those of the resource
 	for i, t := range things {
 		if t.resource == r.Name {
@@ -131,26 +131,26 @@ func (r Shared) selected(at string, things []thing, problem say) []int {
 	}
 	switch {
 	case len(r.Devices) > 0:
-		return r.listed(at, things, problem)
+		return r.listed(at, things, found)
 	case len(of) == 0:
-		problem("%s.name: nothing on this node is offered as %s, so nothing is shared", at, r.Name)
+		found.note("%s.name: nothing on this node is offered as %s, so nothing is shared", at, r.Name)
 	case r.Count > len(of):
-		problem("%s.devices: want %d of %s, but this node has %d: all are shared", at, r.Count, r.Name, len(of))
+		found.note("%s.devices: want %d of %s, but this node has %d: all are shared", at, r.Count, r.Name, len(of))
 	case r.Count > 0:
 		return of[:r.Count]
 	}
 	return of
 }
 
-func (r Shared) listed(at string, things []thing, problem say) []int {
+func (r Shared) listed(at string, things []thing, found *findings) []int {
 	var of []int
 	for j, ref := range r.Devices {
 		i := slices.IndexFunc(things, func(t thing) bool { return t.index() == ref || string(t.uuid()) == ref })
 		switch {
 		case i < 0:
-			problem("%s.devices[%d]: there is no %s to share on this node", at, j, describe(ref))
+			found.unfit("%s.devices[%d]: there is no %s to share on this node", at, j, describe(ref))
 		case things[i].resource != r.Name:
-			problem("%s.devices[%d]: %s is offered as %s, not as %s", at, j, describe(ref), things[i].resource, r.Name)
+			found.unfit("%s.devices[%d]: %s is offered as %s, not as %s", at, j, describe(ref), things[i].resource, r.Name)
 		case !slices.Contains(of, i):
 			of = append(of, i)
 		}
@@ -176,19 +176,15 @@ type item struct {
 
 // items are all units in the order of their GPUs, instances and shares; and, for people, what of the
 // configuration does not fit this node. What does not fit costs only those whom it is about.
-func (p Policy) items(s *gpu.Snapshot) (items []item, problems []string) {
+func (p Policy) items(s *gpu.Snapshot) (items []item, found *findings) {
 	if s == nil {
-		return nil, nil
+		return nil, &findings{}
 	}
-	problem := func(format string, args ...any) {
-		if text := fmt.Sprintf(format, args...); !slices.Contains(problems, text) {
-			problems = append(problems, text)
-		}
-	}
-	things := p.things(p.visible(s, problem), problem)
-	rules := p.rules(things, problem)
+	found = &findings{}
+	things := p.things(p.visible(s, found), found)
+	rules := p.rules(things, found)
 	sharing, kind, path := p.cfg.sharing()
-	lacking := p.lacking(problem)
+	lacking := p.lacking(found)
 	for i, t := range things {
 		why := unfit(s, t.device)
 		if why == "" {
@@ -204,7 +200,7 @@ func (p Policy) items(s *gpu.Snapshot) (items []item, problems []string) {
 		}
 		r := sharing.Resources[rules[i]]
 		if no := t.unshareable(kind, r.Replicas); no != "" {
-			problem("%s.resources[%d]: GPU %s is not offered: %s", path, rules[i], t.index(), no)
+			found.unfit("%s.resources[%d]: GPU %s is not offered: %s", path, rules[i], t.index(), no)
 			continue
 		}
 		for n := range r.Replicas {
@@ -212,5 +208,5 @@ func (p Policy) items(s *gpu.Snapshot) (items []item, problems []string) {
 			items = append(items, item{u, t, sharing.rename(r), kind, r.Replicas})
 		}
 	}
-	return items, problems
+	return items, found
 }
