@@ -53,7 +53,8 @@ func NewOwners(cfg Config) *Owners {
 // done: a kubelet that is away is asked again, and logged once.
 func (o *Owners) Run(ctx context.Context) error {
 	retry := backoff.DefaultConfig
-	retry.BaseDelay, retry.MaxDelay = 100*time.Millisecond, time.Second // the kubelet is local, its restart short
+	// The kubelet is local and its restart short; dialling more often than asking is of no use.
+	retry.BaseDelay, retry.MaxDelay = 100*time.Millisecond, max(time.Second, o.cfg.PodResourcesInterval)
 	conn, err := grpc.NewClient("unix:"+o.cfg.PodResourcesSocket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),

@@ -2,8 +2,9 @@ package nvml
 
 import "time"
 
-// listenFor bounds one wait for events, and so how long a stop waits for the listener.
-const listenFor = time.Second
+// listenFor bounds one wait for events, and so how long a stop waits for the listener. It is also how often each
+// GPU's listener wakes up for nothing.
+const listenFor = 2 * time.Second
 
 // notice is what the listeners and the counter tell the loop: an event of a GPU, how many GPUs there are, or that
 // Count failed.
@@ -36,7 +37,7 @@ func listen(s session, index int, opened, quit <-chan struct{}, notices chan<- n
 			return
 		default:
 			// With a lost GPU every wait returns at once; without a pause this would be a busy loop.
-			idle(listenFor, quit)
+			idle(time.Second, quit)
 		}
 	}
 }
