@@ -138,7 +138,7 @@ func (a *agent) edit(c config.Config) error {
 	if err != nil {
 		return fmt.Errorf("devicePlugin: %w", err)
 	}
-	if err := a.fits(w, before, policy); err != nil {
+	if err := a.canFollow(w, before, policy); err != nil {
 		return err
 	}
 	for _, note := range c.Notes {

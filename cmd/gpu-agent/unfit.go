@@ -27,10 +27,10 @@ func (a *agent) retry(err error) <-chan time.Time {
 	return nil
 }
 
-// fits reports what of an edit this node cannot follow and of the configuration in force it could. With such an
+// canFollow reports what of an edit this node cannot follow and of the configuration in force it could. With such an
 // edit in force pods would lose what they are offered now. The first configuration of an agent has none before it to
 // stay in force: of that all that fits is offered, and the rest is shown.
-func (a *agent) fits(w, before *wiring, policy resource.Policy) error {
+func (a *agent) canFollow(w, before *wiring, policy resource.Policy) error {
 	if a.group == nil || w.config.Allocation != config.AllocateByPlugin {
 		return nil
 	}
