@@ -45,6 +45,7 @@ func TestADiskThatIsReadOnlyOrFullIsWaitedFor(t *testing.T) {
 		require.Empty(t, problems(c))
 
 		// The kernel makes it so after an error; asked to, it refuses while a file is open for writing.
+		synctest.Wait()
 		require.NoError(t, unix.Mount(root, root, "", unix.MS_BIND, ""))
 		require.NoError(t, unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 		time.Sleep(2 * diskEvery)
@@ -54,6 +55,7 @@ func TestADiskThatIsReadOnlyOrFullIsWaitedFor(t *testing.T) {
 		o.forget()
 		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
 		time.Sleep(time.Hour)
+		synctest.Wait() // and so does unmounting
 		require.Zero(t, o.looks(), "nothing is tried that cannot succeed")
 		require.NoError(t, unix.Unmount(root, 0))
 		ready(t, c, "b")
@@ -78,6 +80,8 @@ func TestADiskThatIsReadOnlyOrFullIsWaitedFor(t *testing.T) {
 		require.Less(t, o.looks(), 60, "no hot retry")
 		require.NoError(t, os.Remove(filler))
 		ready(t, c, "c")
+		time.Sleep(2 * diskEvery)
+		synctest.Wait()
 		require.Empty(t, problems(c))
 		stop()
 	})
@@ -97,6 +101,7 @@ func TestADiskThatDisappearsEndsTheRunAndNoOtherTakesItsPlace(t *testing.T) {
 		ready(t, c, "a")
 		// Another disk in its place, as the folder below a mount is.
 		require.NoError(t, unix.Mount("tmpfs", root, "tmpfs", 0, "size=8m"))
+		t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) }) // where the test ends early; else it is off already
 		require.ErrorContains(t, <-ended, "the disk of the cache root "+root+" is gone, or another: mount it back")
 		require.NoError(t, c.Close())
 		cfg.Existing = true
@@ -106,6 +111,7 @@ func TestADiskThatDisappearsEndsTheRunAndNoOtherTakesItsPlace(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, entries, "not a byte goes to the wrong disk")
 
+		synctest.Wait()
 		require.NoError(t, unix.Unmount(root, 0))
 		c = open(t, cfg, o)
 		require.Equal(t, model.Ready, c.Get().Model("a").State)
