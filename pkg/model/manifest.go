@@ -2,8 +2,10 @@ package model
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -94,4 +96,35 @@ func ParseSums(r io.Reader) ([]File, error) {
 		return nil, fmt.Errorf("it lists no file")
 	}
 	return files, nil
+}
+
+// SetDigests gives files, in place, the digests of a SHA256SUMS file, whose own sha256 is to be want where that is
+// not "". A file that it lists is to be among files; one that it does not list keeps what it has. An error is an *Error
+// that is final; where names the SHA256SUMS file in it.
+func SetDigests(files []File, text []byte, want Digest, where string) error {
+	bad := func(reason string, err error) error {
+		return &Error{Reason: reason, Final: true, Text: where, Err: err}
+	}
+	if len(text) > MaxSums {
+		return bad("BadSums", errors.New("larger than 1 MiB"))
+	}
+	if sum := sha256.Sum256(text); want != "" && hex.EncodeToString(sum[:]) != string(want) {
+		return bad("WrongDigest", fmt.Errorf("its sha256 is %x, the source says %s", sum, want))
+	}
+	listed, err := ParseSums(bytes.NewReader(text))
+	if err != nil {
+		return bad("BadSums", err)
+	}
+	at := make(map[string]int, len(files))
+	for i, f := range files {
+		at[f.Path] = i
+	}
+	for _, l := range listed {
+		i, ok := at[l.Path]
+		if !ok {
+			return bad("NotFound", fmt.Errorf("it names %q, which is not there", l.Path))
+		}
+		files[i].Digest = l.Digest
+	}
+	return nil
 }

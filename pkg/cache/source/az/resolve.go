@@ -1,12 +1,10 @@
 package az
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -211,11 +209,9 @@ func file(ref model.Ref, b blob, name, below string) (model.File, error) {
 
 // readSums sets the digests that the SHA256SUMS blob gives; a file that it names and the store lacks is an error.
 func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
-	bad := func(reason string, err error) error {
-		return &model.Error{Reason: reason, Final: true, Text: fmt.Sprintf("%s: blob %s", ref, quoted(sums.Key)), Err: err}
-	}
+	at := fmt.Sprintf("%s: blob %s", ref, quoted(sums.Key))
 	if sums.Size > model.MaxSums {
-		return bad("BadSums", fmt.Errorf("larger than 1 MiB"))
+		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 1 MiB")}
 	}
 	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
 	if err != nil {
@@ -226,23 +222,5 @@ func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, f
 	if err != nil {
 		return wrap(ctx, ref.String()+s.where(), err)
 	}
-	if sum := sha256.Sum256(text); ref.Digest != "" && hex.EncodeToString(sum[:]) != string(ref.Digest) {
-		return bad("WrongDigest", fmt.Errorf("its sha256 is %x, the source says %s", sum, ref.Digest))
-	}
-	listed, err := model.ParseSums(bytes.NewReader(text))
-	if err != nil {
-		return bad("BadSums", err)
-	}
-	at := make(map[string]int, len(files))
-	for i, f := range files {
-		at[f.Path] = i
-	}
-	for _, l := range listed {
-		i, ok := at[l.Path]
-		if !ok {
-			return bad("NotFound", fmt.Errorf("it names %q, which is not there", l.Path))
-		}
-		files[i].Digest = l.Digest
-	}
-	return nil
+	return model.SetDigests(files, text, ref.Digest, at)
 }

@@ -6,10 +6,7 @@
 package file
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -199,20 +196,15 @@ func list(ctx context.Context, root *os.Root, rel, dir string, ref model.Ref) (m
 // sums gives the files the digests of a SHA256SUMS among them, which is a list of the model and no part of it.
 func sums(root *os.Root, rel, dir string, ref model.Ref, files []model.File) ([]model.File, error) {
 	key := dir + "/" + model.SumsName
-	bad := func(reason string, err error) error {
-		return &model.Error{Reason: reason, Final: true, Text: "file://" + key, Err: err}
-	}
 	var kept []model.File
-	at := map[string]int{}
 	for _, f := range files {
 		if f.Path != model.SumsName {
-			at[f.Path] = len(kept)
 			kept = append(kept, f)
 		}
 	}
 	if len(kept) == len(files) {
 		if ref.Digest != "" {
-			return nil, bad("WrongDigest", errors.New("the source's #sha256 is for one file, or for a SHA256SUMS in the directory: there is none"))
+			return nil, &model.Error{Reason: "WrongDigest", Final: true, Text: "file://" + key, Err: errors.New("the source's #sha256 is for one file, or for a SHA256SUMS in the directory: there is none")}
 		}
 		return files, nil
 	}
@@ -220,22 +212,8 @@ func sums(root *os.Root, rel, dir string, ref model.Ref, files []model.File) ([]
 	if err != nil {
 		return nil, explain(key, err)
 	}
-	if len(text) > model.MaxSums {
-		return nil, bad("BadSums", errors.New("larger than 1 MiB"))
-	}
-	if sum := sha256.Sum256(text); ref.Digest != "" && hex.EncodeToString(sum[:]) != string(ref.Digest) {
-		return nil, bad("WrongDigest", fmt.Errorf("its sha256 is %x, the source says %s", sum, ref.Digest))
-	}
-	listed, err := model.ParseSums(bytes.NewReader(text))
-	if err != nil {
-		return nil, bad("BadSums", err)
-	}
-	for _, f := range listed {
-		i, ok := at[f.Path]
-		if !ok {
-			return nil, bad("NotFound", fmt.Errorf("it names %q, which is not there", f.Path))
-		}
-		kept[i].Digest = f.Digest
+	if err := model.SetDigests(kept, text, ref.Digest, "file://"+key); err != nil {
+		return nil, err
 	}
 	return kept, nil
 }

@@ -1,11 +1,11 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -62,28 +62,23 @@ func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string
 	if err != nil {
 		return model.Manifest{}, err
 	}
-	byPath := make(map[string]*model.File, len(files))
-	var kept []model.File
+	kept := make([]model.File, 0, len(files))
 	var sums *model.File
 	for i, f := range files {
-		byPath[f.Path] = &files[i]
-		if f.Path == model.SumsName {
+		if f.Path == model.SumsName { // a list of the model, not part of it
 			sums = &files[i]
+			continue
 		}
+		kept = append(kept, f)
 	}
 	switch {
 	case sums != nil:
-		if err := s.readSums(ctx, ref, *sums, byPath); err != nil {
+		if err := s.readSums(ctx, ref, *sums, kept); err != nil {
 			return model.Manifest{}, err
 		}
 	case ref.Digest != "":
 		return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
 			Text: fmt.Sprintf("%s: its #sha256 is for one object, or for a SHA256SUMS under the prefix: there is neither", ref)}
-	}
-	for _, f := range files {
-		if f.Path != model.SumsName { // a list of the model, not part of it
-			kept = append(kept, f)
-		}
 	}
 	if len(kept) == 0 {
 		return model.Manifest{}, s.nothing(ref)
@@ -140,12 +135,10 @@ func (s *Source) nothing(ref model.Ref) error {
 }
 
 // readSums sets the digests that the SHA256SUMS object gives; a file that it names and the store lacks is an error.
-func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, byPath map[string]*model.File) error {
-	bad := func(reason string, err error) error {
-		return &model.Error{Reason: reason, Final: true, Text: fmt.Sprintf("%s: object %s", ref, sums.Key), Err: err}
-	}
+func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
+	at := fmt.Sprintf("%s: object %s", ref, sums.Key)
 	if sums.Size > model.MaxSums {
-		return bad("BadSums", fmt.Errorf("larger than 1 MiB"))
+		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 1 MiB")}
 	}
 	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
 	if err != nil {
@@ -156,20 +149,7 @@ func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, b
 	if err != nil {
 		return s.explain(ctx, ref, "read "+sums.Key, err)
 	}
-	if sum := sha256.Sum256(text); ref.Digest != "" && hex.EncodeToString(sum[:]) != string(ref.Digest) {
-		return bad("WrongDigest", fmt.Errorf("its sha256 is %x, the source says %s", sum, ref.Digest))
-	}
-	listed, err := model.ParseSums(bytes.NewReader(text))
-	if err != nil {
-		return bad("BadSums", err)
-	}
-	for _, f := range listed {
-		if byPath[f.Path] == nil {
-			return bad("NotFound", fmt.Errorf("it names %q, which is not there", f.Path))
-		}
-		byPath[f.Path].Digest = f.Digest
-	}
-	return nil
+	return model.SetDigests(files, text, ref.Digest, at)
 }
 
 // digests asks for what the store knows of the files that have no digest yet.
