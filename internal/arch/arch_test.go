@@ -38,7 +38,7 @@ var allowed = []struct {
 	{"pkg/cdi/generate", []string{"pkg/cdi"}, "answers what pkg/cdi asks, in a process of its own", false},
 	{"pkg/nvml", []string{"pkg/gpu", "internal/watch", "internal/durable"}, "an owner knows its noun and no face; health outlives the process", false},
 	{"pkg/cache", []string{"pkg/model", "pkg/cache/archive", "internal/watch", "internal/durable"}, "an owner knows its noun and no face", false},
-	{"pkg/cache/", []string{"pkg/model", "pkg/cache/source/sourcetest", "pkg/cache/source/web"}, "a source knows the nouns, and what sources of its protocol share, not who reads it", true},
+	{"pkg/cache/", []string{"pkg/model", "pkg/cache/source/sourcetest", "pkg/cache/source/web", "pkg/cache/source/hub"}, "a source knows the nouns, and what sources of its protocol share, not who reads it", true},
 	{"pkg/deviceplugin", []string{"pkg/gpu", "pkg/resource"}, "a face knows what is offered, not who found out", false},
 	{"pkg/deviceplugin/", nil, "a kubelet stand-in knows the kubelet's API alone", true},
 	{"pkg/exporter", []string{"pkg/gpu", "pkg/model", "pkg/resource"}, "a face", false},

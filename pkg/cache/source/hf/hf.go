@@ -1,144 +1,97 @@
 // Package hf reads models from the Hugging Face hub and servers that speak its protocol: the API under
 // /api/models, the files under /<repository>/resolve/<commit>.
-//
-// The endpoint says what a reference stands for: a commit, its files, their sizes and digests. The bytes
-// come from the mirrors first and are held to what the endpoint said. Large files are redirected to
-// addresses that are signed for about an hour: each is asked for once, not once a range, and again when
-// it has expired.
 package hf
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"time"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hub"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// Hub is the endpoint where none is given.
-const Hub = "https://huggingface.co"
-
 // Config is one hub. The zero value is the public one, without a token.
-type Config struct {
-	Endpoint    string   // http(s)://host[:port][/prefix]; "" for Hub
-	Mirrors     []string // addresses of the same form that are asked for files before the endpoint, in order
-	TokenFile   string   // holds a token, read anew for each request so that it may rotate; "" for none
-	Proxy       string   // http://host:port of a proxy to the endpoint and the mirrors; "" for what the environment says
-	CAFile      string   // PEM certificates to trust beside the system's; "" for none
-	AllowPickle bool     // take pickle files of every model; see model.Filter
-	UserAgent   string   // "" means gpu-agent
-	Streams     int      // idle connections kept per host; 0 means 64
-}
+type Config = hub.Config
 
 // Source reads scheme hf. Safe for concurrent use.
-type Source struct {
-	config   Config
-	endpoint *base
-	mirrors  []*base
-	client   *http.Client
-
-	mu    sync.Mutex
-	found map[string]*place // where files were found, by base, commit and path
-}
-
-// base is a server that speaks the protocol.
-type base struct {
-	url *url.URL // without a slash at its end
-	// quiet is until when it asked to be left alone, in Unix nanoseconds, by what is asked of it: it counts
-	// calls of the API and of files apart.
-	quiet [kinds]atomic.Int64
-	away  atomic.Int64 // of a mirror: until when it is passed over, in Unix nanoseconds
-}
-
-// The kinds of requests that a hub counts apart.
-const (
-	api = iota
-	files
-	kinds
-)
+type Source struct{ *hub.Client }
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	trust, err := web.Roots(c.CAFile)
+	client, err := hub.New(hub.Protocol{
+		Scheme: "hf", Public: "https://huggingface.co", Branch: "main",
+		Authorize: func(h http.Header, token string) { h.Set("Authorization", "Bearer "+token) },
+		File: func(f model.File) (path, query string) {
+			name, commit, _ := strings.Cut(f.Key, "@")
+			return "/" + name + "/resolve/" + commit + (&url.URL{Path: "/" + f.Path}).EscapedPath(), ""
+		},
+		Check: check, Refusal: refusal,
+	}, c)
 	if err != nil {
-		return nil, fmt.Errorf("hf source: %w", err)
+		return nil, err
 	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return nil, fmt.Errorf("hf source: %w", err)
-	}
-	if c.Endpoint == "" {
-		c.Endpoint = Hub
-	}
-	if c.UserAgent == "" {
-		c.UserAgent = "gpu-agent"
-	}
-	if c.Streams <= 0 {
-		c.Streams = 64
-	}
-	s := &Source{config: c, found: map[string]*place{}}
-	if s.endpoint, err = parseBase(c.Endpoint); err != nil {
-		return nil, fmt.Errorf("hf source: endpoint: %w", err)
-	}
-	for _, m := range c.Mirrors {
-		b, err := parseBase(m)
-		if err != nil {
-			return nil, fmt.Errorf("hf source: mirror: %w", err)
-		}
-		s.mirrors = append(s.mirrors, b)
-	}
-	if c.TokenFile != "" {
-		if u := s.endpoint.url; u.Scheme != "https" && !web.Loopback(u.Hostname()) {
-			return nil, fmt.Errorf("hf source: the token is not sent to %s over plain http: use https, or no token file", u.Host)
-		}
-		if _, err := web.Token(c.TokenFile); err != nil {
-			return nil, fmt.Errorf("hf source: %w", err)
-		}
-	}
-	s.client = &http.Client{
-		Transport: web.Transport(trust, proxy, c.Streams),
-		// Redirects are followed by hand: each is another host with other rights, or the same one.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return s, nil
+	return &Source{client}, nil
 }
 
-// CloseIdle closes the connections that are kept for the next request.
-func (s *Source) CloseIdle() { s.client.CloseIdleConnections() }
+var objectForm = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
-func parseBase(address string) (*base, error) {
-	u, err := url.Parse(strings.TrimRight(address, "/"))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil ||
-		u.RawQuery != "" || u.Fragment != "" {
-		return nil, errors.New("want http(s)://host[:port] without credentials, such as " + Hub)
+// check refuses an answer of a hub that speaks of another commit, size or object than f's.
+func check(u *url.URL, resp *http.Response, redirected bool, f model.File) error {
+	h := resp.Header
+	switch h.Get("X-Error-Code") {
+	case "RevisionNotFound", "EntryNotFound": // history was rewritten
+		return web.Changed(u, "the commit is gone")
 	}
-	return &base{url: u}, nil
-}
-
-// at is the address of an escaped path under b.
-func (b *base) at(path, query string) (*url.URL, error) {
-	u, err := url.Parse(b.url.String() + path)
-	if err != nil {
-		return nil, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: a path under it is not an address", b.url.Host)}
+	_, commit, _ := strings.Cut(f.Key, "@")
+	if got := h.Get("X-Repo-Commit"); got != "" && got != commit {
+		return web.Changed(u, fmt.Sprintf("commit %.40q, was %s", got, commit))
 	}
-	u.RawQuery = query
-	return u, nil
+	if got := h.Get("X-Linked-Size"); got != "" && got != fmt.Sprint(f.Size) {
+		return web.Changed(u, fmt.Sprintf("size %.20q, was %d", got, f.Size))
+	}
+	tag := h.Get("X-Linked-Etag")
+	if tag == "" && !redirected && h.Get("X-Repo-Commit") != "" { // others make up ETags of their own
+		tag = h.Get("ETag")
+	}
+	tag = strings.Trim(strings.TrimPrefix(tag, "W/"), `"`)
+	if objectForm.MatchString(tag) && tag != f.Version {
+		return web.Changed(u, fmt.Sprintf("object %s, was %s", tag, f.Version))
+	}
+	return nil
 }
 
-// owns reports whether u is on b's very host, by the very protocol.
-func (b *base) owns(u *url.URL) bool { return origin(u) == origin(b.url) }
-
-// origin is scheme and host without the scheme's default port, however they are spelled.
-func origin(u *url.URL) string {
-	port := map[string]string{"https": ":443", "http": ":80"}[u.Scheme]
-	return u.Scheme + "://" + strings.TrimSuffix(strings.ToLower(u.Host), port)
+// refusal is what the hub's codes and messages mean.
+func refusal(c *hub.Client, resp *http.Response) (reason, what string) {
+	status, code := resp.StatusCode, resp.Header.Get("X-Error-Code")
+	says := strings.ToLower(resp.Header.Get("X-Error-Message"))
+	switch {
+	case code == "GatedRepo":
+		return "Gated", gated(c)
+	case strings.Contains(says, "disabled"):
+		return "Disabled", "the hub has disabled this repository: take another"
+	case strings.Contains(says, "invalid credentials"):
+		return "Forbidden", "the hub does not accept the token, which is wrong or has expired: " + c.NameToken()
+	case code == "RevisionNotFound":
+		return "NotFound", "the repository has no such revision: correct what follows the @"
+	case code == "EntryNotFound":
+		return "NotFound", "the revision has no such file"
+	case status == http.StatusNotFound, status == http.StatusGone, code == "RepoNotFound",
+		status == http.StatusUnauthorized && !c.HasToken():
+		return "NotFound", "no such repository, or a private one, which the hub does not tell apart: correct the name, or " + c.NameToken()
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return "Forbidden", "the token has no right to read this repository, or has expired: " + c.NameToken()
+	}
+	return "Refused", ""
 }
 
-// passOver has a mirror not asked for d.
-func (b *base) passOver(d time.Duration) { b.away.Store(time.Now().Add(d).UnixNano()) }
+// gated says what to do about a repository whose terms have to be accepted.
+func gated(c *hub.Client) string {
+	if c.HasToken() {
+		return "the repository is gated and the token's account has no access: ask for it on the repository's page, or " + c.NameToken()
+	}
+	return "the repository is gated: accept its terms on its page, and " + c.NameToken()
+}

@@ -55,7 +55,7 @@ func TestTheAPIsLiesEndInAReason(t *testing.T) {
 		"nothing at all":        {answer(rev, 404, ""), "NotFound", true, ""},
 		"no right":              {answer(rev, 403, ""), "Forbidden", true, "no right to read"},
 		"refused":               {answer(rev, 400, ""), "Refused", true, ""},
-		"throttled":             {answer(rev, 429, "", `RateLimit: "api";r=0;t=55`), "Throttled", false, "a token of its own raises it"},
+		"throttled":             {answer(rev, 429, "", `RateLimit: "api";r=0;t=55`), "Throttled", false, "a token of its own may raise it"},
 		"busy":                  {answer(rev, 503, "", "Retry-After: 55"), "Throttled", false, ""},
 		"broken":                {answer(tree, 500, ""), "Unavailable", false, ""},
 		"not modified":          {answer(tree, 304, ""), "WrongAnswer", false, ""},

@@ -68,7 +68,7 @@ func (m *Mirrors) Open(ctx context.Context, host, file string, part Part, open f
 			return nil
 		}
 		switch model.ReasonOf(err) {
-		case "NotFound", "Forbidden", "Changed":
+		case "NotFound", "Forbidden", "Gated", "Changed":
 			m.mu.Lock()
 			m.lacks[key] = time.Now().Add(mirrorOut)
 			m.mu.Unlock()

@@ -1,8 +1,10 @@
-package hf
+package hub
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -18,11 +20,11 @@ const maxRedirects = 5
 
 // send asks for u, with part's headers where part is given. The token goes to the endpoint's host and to
 // nobody else, whoever sent us there. Where b is given, u is at b, which may have asked to be left alone.
-func (s *Source) send(ctx context.Context, b *base, kind int, u *url.URL, part *web.Part) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, b *base, kind int, u *url.URL, part *web.Part) (*http.Response, error) {
 	if b != nil {
 		if wait := time.Until(time.Unix(0, b.quiet[kind].Load())); wait > 0 {
 			return nil, &model.Error{Reason: "Throttled", RetryAfter: wait,
-				Text: fmt.Sprintf("%s: its limit of requests is used up for another %s: a token of its own raises it", u.Host, wait.Round(time.Second))}
+				Text: fmt.Sprintf("%s: its limit of requests is used up for another %s: a token of its own may raise it", u.Host, wait.Round(time.Second))}
 		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
@@ -30,18 +32,18 @@ func (s *Source) send(ctx context.Context, b *base, kind int, u *url.URL, part *
 		return nil, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: not an address", web.Bare(u))}
 	}
 	req.Header.Set("Accept-Encoding", "identity")
-	req.Header.Set("User-Agent", s.config.UserAgent)
+	req.Header.Set("User-Agent", c.config.UserAgent)
 	if part != nil {
 		part.Ask(req.Header)
 	}
-	if s.config.TokenFile != "" && s.endpoint.owns(u) {
-		token, err := web.Token(s.config.TokenFile)
+	if c.config.TokenFile != "" && c.endpoint.owns(u) {
+		token, err := web.Token(c.config.TokenFile)
 		if err != nil {
 			return nil, &model.Error{Reason: "Credentials", Text: web.Bare(u), Err: err}
 		}
-		req.Header.Set("Authorization", "Bearer "+token)
+		c.Authorize(req.Header, token)
 	}
-	resp, err := s.client.Do(req)
+	resp, err := c.client.Do(req)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return nil, fmt.Errorf("%s: %w", web.Bare(u), cause)
@@ -121,34 +123,17 @@ func tooManyRedirects(u *url.URL) error {
 }
 
 // refusal says what an answer other than the wanted one means. subject is the reference, or a file's place.
-func (s *Source) refusal(subject string, resp *http.Response) error {
-	status, code := resp.StatusCode, resp.Header.Get("X-Error-Code")
-	says := strings.ToLower(resp.Header.Get("X-Error-Message"))
+func (c *Client) refusal(subject string, resp *http.Response) error {
 	e := &model.Error{Final: true}
 	what := ""
-	switch {
+	switch status := resp.StatusCode; {
 	case throttled(resp):
 		e.Reason, e.Final, e.RetryAfter = "Throttled", false, asks(resp)
-		what = "the hub's limit of requests is used up: a token of its own raises it"
+		what = "the hub's limit of requests is used up: a token of its own may raise it"
 	case status >= 500, status == http.StatusRequestTimeout, status == http.StatusTooEarly:
 		e.Reason, e.Final = "Unavailable", false
-	case code == "GatedRepo":
-		e.Reason, what = "Gated", s.gated()
-	case strings.Contains(says, "disabled"):
-		e.Reason, what = "Disabled", "the hub has disabled this repository: take another"
-	case strings.Contains(says, "invalid credentials"):
-		e.Reason, what = "Forbidden", "the hub does not accept the token, which is wrong or has expired: "+s.nameToken()
-	case code == "RevisionNotFound":
-		e.Reason, what = "NotFound", "the repository has no such revision: correct what follows the @"
-	case code == "EntryNotFound":
-		e.Reason, what = "NotFound", "the revision has no such file"
-	case status == http.StatusNotFound, status == http.StatusGone, code == "RepoNotFound",
-		status == http.StatusUnauthorized && s.config.TokenFile == "":
-		e.Reason, what = "NotFound", "no such repository, or a private one, which the hub does not tell apart: correct the name, or "+s.nameToken()
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		e.Reason, what = "Forbidden", "the token has no right to read this repository, or has expired: "+s.nameToken()
 	case status >= 400:
-		e.Reason = "Refused"
+		e.Reason, what = c.Refusal(c, resp)
 	default:
 		e.Reason, e.Final = "WrongAnswer", false
 		what = "not the answer of a hub: check the endpoint"
@@ -160,18 +145,76 @@ func (s *Source) refusal(subject string, resp *http.Response) error {
 	return e
 }
 
-// gated says what to do about a repository whose terms have to be accepted.
-func (s *Source) gated() string {
-	how := "the repository is gated: accept its terms on its page, and " + s.nameToken()
-	if s.config.TokenFile != "" {
-		how = "the repository is gated and the token's account has no access: ask for it on the repository's page, or " + s.nameToken()
+// HasToken says whether the endpoint gets a token.
+func (c *Client) HasToken() bool { return c.config.TokenFile != "" }
+
+// NameToken says what to do where a token is missing, or is not enough.
+func (c *Client) NameToken() string {
+	if !c.HasToken() {
+		return "name a file with a token that may read it (cache.sources." + c.Scheme + ".tokenFile)"
 	}
-	return how
+	return "put one that may read it into " + c.config.TokenFile
 }
 
-func (s *Source) nameToken() string {
-	if s.config.TokenFile == "" {
-		return "name a file with a token that may read it (cache.sources.hf.tokenFile)"
+// WrongAnswer is the error for an answer of the endpoint's API that a hub would not give.
+func (c *Client) WrongAnswer(ref model.Ref, why string) error {
+	return &model.Error{Reason: "WrongAnswer",
+		Text: fmt.Sprintf("%s: the answer of %s is not a hub's: %s: check the endpoint", ref, c.endpoint.url.Host, why)}
+}
+
+// maxAnswer is how many bytes of JSON one answer may have. A thousand files take about 400 KB.
+const maxAnswer = 8 << 20
+
+// JSON asks the endpoint's API at an escaped path and decodes the answer, which is bounded. It follows redirects on the
+// same host, as those of a renamed repository are; moved says that it did so to another path.
+func (c *Client) JSON(ctx context.Context, ref model.Ref, path, query string, into any) (moved bool, h http.Header, err error) {
+	first, err := c.endpoint.at(path, query)
+	if err != nil {
+		return false, nil, err
 	}
-	return "put one that may read it into " + s.config.TokenFile
+	u := first
+	for range maxRedirects + 1 {
+		resp, err := c.send(ctx, c.endpoint, api, u, nil)
+		if err != nil {
+			return false, nil, fmt.Errorf("%s: %w", ref, err)
+		}
+		next, err := redirected(u, resp)
+		switch {
+		case err != nil:
+		case next == nil:
+			err = c.decode(ctx, ref, u, resp, into)
+		case !c.endpoint.owns(next):
+			err = &model.Error{Reason: "Moved", Final: true,
+				Text: fmt.Sprintf("%s: %s redirects to %s: make that the endpoint if you trust it", ref, u.Host, origin(next))}
+		}
+		resp.Body.Close()
+		if next == nil || err != nil {
+			return u.Path != first.Path, resp.Header, err
+		}
+		u = next
+	}
+	return false, nil, tooManyRedirects(u)
+}
+
+func (c *Client) decode(ctx context.Context, ref model.Ref, u *url.URL, resp *http.Response, into any) error {
+	if resp.StatusCode != http.StatusOK {
+		return c.refusal(ref.String(), resp)
+	}
+	if err := web.EncodingError(u, resp); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil && context.Cause(ctx) != nil:
+		return fmt.Errorf("%s: %w", ref, context.Cause(ctx))
+	case err != nil:
+		return web.SendError(u, err)
+	case len(text) > maxAnswer:
+		return &model.Error{Reason: "TooLarge", Final: true,
+			Text: fmt.Sprintf("%s: an answer of %s is larger than %d MiB: the repository is too large for the cache", ref, u.Host, maxAnswer>>20)}
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return c.WrongAnswer(ref, "it is not JSON of the form that is asked for")
+	}
+	return nil
 }
