@@ -163,7 +163,7 @@ if wants wait; then
 		begun=$(date +%s%N)
 		"$work/gpu-agent" models wait bench --root "$work/out/models" >/dev/null
 		echo $((($(date +%s%N) - begun) / 1000))
-	done | sort -n | awk '{ t[NR] = $1 / 1000 } END { printf "wait      models wait on a ready model: %.0f ms, worst of %d %.0f ms\n", t[int((NR + 1) / 2)], NR, t[NR] }'
+	done | sort -n | awk '{ t[NR] = $1 / 1000 } END { printf "wait      models wait on a ready model: %.0f ms, best of %d %.0f ms, worst %.0f ms\n", t[int((NR + 1) / 2)], NR, t[1], t[NR] }'
 fi
 
 if wants small; then

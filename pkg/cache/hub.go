@@ -10,10 +10,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -95,8 +95,8 @@ func newTreeFile(f model.File) treeFile {
 }
 
 var (
-	repoForm   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$`)
-	commitForm = regexp.MustCompile(`^[0-9a-f]{40}$`)
+	repoForm   = lazyregexp.New(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$`)
+	commitForm = lazyregexp.New(`^[0-9a-f]{40}$`)
 )
 
 // checkHub makes what a source says of a hub safe to use as paths.
@@ -105,7 +105,7 @@ func checkHub(m model.Manifest) error {
 		return nil
 	}
 	// The hub has no names with "--", which stands for the slash in a directory's.
-	if !repoForm.MatchString(m.Hub.Repo) || strings.Contains(m.Hub.Repo, "--") || !commitForm.MatchString(m.Revision) {
+	if !repoForm().MatchString(m.Hub.Repo) || strings.Contains(m.Hub.Repo, "--") || !commitForm().MatchString(m.Revision) {
 		return fmt.Errorf("repository %q at %q: want organization/name at a commit", m.Hub.Repo, m.Revision)
 	}
 	if err := model.CheckPath(m.Hub.Revision); err != nil {

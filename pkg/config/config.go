@@ -8,12 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -490,11 +490,11 @@ func (f *file) absolute(path, value string) {
 }
 
 // hostName is what the API server accepts as the name of a Node (RFC 1123 subdomain).
-var hostName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+var hostName = lazyregexp.New(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 
 // checkPlaces checks what names a place: the node, addresses, sockets.
 func (c *Config) checkPlaces(f *file) {
-	if c.NodeName != "" && (len(c.NodeName) > 253 || !hostName.MatchString(c.NodeName)) {
+	if c.NodeName != "" && (len(c.NodeName) > 253 || !hostName().MatchString(c.NodeName)) {
 		f.wrong("nodeName", "want the name of a Node: a-z 0-9 - . and at most 253 of them, got %q", c.NodeName)
 	}
 	if _, port, err := net.SplitHostPort(c.HTTP.Listen); err != nil {

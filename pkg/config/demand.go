@@ -2,10 +2,11 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 )
 
 // Demand is how it is seen which models the pods of this node need, and which they may ask for.
@@ -52,11 +53,11 @@ func (g GPUNeeds) Any() bool {
 	return g.MinMemory > 0 || g.MinComputeCapability != "" || len(g.Products) > 0
 }
 
-var capabilityForm = regexp.MustCompile(`^([1-9][0-9]?)\.([0-9])$`)
+var capabilityForm = lazyregexp.New(`^([1-9][0-9]?)\.([0-9])$`)
 
 // ComputeCapability is the least one; 0, 0 where none is asked for.
 func (g GPUNeeds) ComputeCapability() (major, minor int) {
-	if m := capabilityForm.FindStringSubmatch(g.MinComputeCapability); m != nil {
+	if m := capabilityForm().FindStringSubmatch(g.MinComputeCapability); m != nil {
 		major, _ = strconv.Atoi(m[1])
 		minor, _ = strconv.Atoi(m[2])
 	}
@@ -64,7 +65,7 @@ func (g GPUNeeds) ComputeCapability() (major, minor int) {
 }
 
 func (g GPUNeeds) check(f *file, at string) {
-	if g.MinComputeCapability != "" && !capabilityForm.MatchString(g.MinComputeCapability) {
+	if g.MinComputeCapability != "" && !capabilityForm().MatchString(g.MinComputeCapability) {
 		f.wrong(at+".minComputeCapability", "want major.minor, such as 8.0, got %q", g.MinComputeCapability)
 	}
 	if slices.Contains(g.Products, "") {

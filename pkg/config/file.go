@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 )
 
 const (
@@ -86,11 +87,11 @@ func (f *file) strict(data []byte, into any) bool {
 	return errors.As(err, new(*yaml.TypeError))
 }
 
-var syntaxForm = regexp.MustCompile(`^yaml: line (\d+): (.*)$`)
+var syntaxForm = lazyregexp.New(`^yaml: line (\d+): (.*)$`)
 
 // syntax is the line for a file that is no YAML.
 func syntax(name string, err error) string {
-	m := syntaxForm.FindStringSubmatch(err.Error())
+	m := syntaxForm().FindStringSubmatch(err.Error())
 	if m == nil {
 		return fmt.Sprintf("%s: %v", name, err)
 	}
@@ -186,10 +187,10 @@ func (f *file) atLeast(path string, value Duration, low time.Duration) {
 }
 
 var (
-	lineForm    = regexp.MustCompile(`^line (\d+)(?: column (\d+))?: (.*)$`)
-	unknownForm = regexp.MustCompile(`^field (\S+) not found in type .*$`)
-	twiceForm   = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
-	typeForm    = regexp.MustCompile("^cannot unmarshal !!(\\w+) (`[^`]*` )?into (.*)$")
+	lineForm    = lazyregexp.New(`^line (\d+)(?: column (\d+))?: (.*)$`)
+	unknownForm = lazyregexp.New(`^field (\S+) not found in type .*$`)
+	twiceForm   = lazyregexp.New(`^mapping key "(.*)" already defined at line (\d+)$`)
+	typeForm    = lazyregexp.New("^cannot unmarshal !!(\\w+) (`[^`]*` )?into (.*)$")
 )
 
 // add turns the decoder's messages into ours: with the path of the key, and without Go's types.
@@ -207,21 +208,21 @@ func (f *file) add(err error) {
 // problem finds the place of one message. The decoder names the line alone: on one with several keys the
 // offending text tells them apart.
 func (f *file) problem(msg string) problem {
-	m := lineForm.FindStringSubmatch(msg)
+	m := lineForm().FindStringSubmatch(msg)
 	if m == nil {
 		return problem{0, "", msg}
 	}
 	line, _ := strconv.Atoi(m[1])
 	column, _ := strconv.Atoi(m[2]) // 0: not told
 	text := m[3]
-	if u := unknownForm.FindStringSubmatch(text); u != nil {
+	if u := unknownForm().FindStringSubmatch(text); u != nil {
 		path := f.pathAt(line, func(n place) bool { return n.key && n.value == u[1] })
 		return problem{line, cmp.Or(path, u[1]), f.unknown}
 	}
-	if t := twiceForm.FindStringSubmatch(text); t != nil {
+	if t := twiceForm().FindStringSubmatch(text); t != nil {
 		return problem{line, t[1], "given twice, first on line " + t[2]}
 	}
-	if t := typeForm.FindStringSubmatch(text); t != nil {
+	if t := typeForm().FindStringSubmatch(text); t != nil {
 		shown := strings.Trim(strings.TrimSpace(t[2]), "`")
 		prefix, cut := strings.CutSuffix(shown, "...") // the decoder's, of more than ten characters
 		same := func(n place) bool {

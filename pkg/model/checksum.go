@@ -8,7 +8,6 @@ import (
 	"hash"
 	"hash/crc32"
 	"hash/crc64"
-	"regexp"
 	"strings"
 )
 
@@ -25,17 +24,10 @@ const (
 	md5sum  = "md5:"
 )
 
-var (
-	sha1Form  = regexp.MustCompile(`^[0-9a-f]{40}$`)
-	crc32Form = regexp.MustCompile(`^[0-9a-f]{8}$`)
-	crc64Form = regexp.MustCompile(`^[0-9a-f]{16}$`)
-	md5Form   = regexp.MustCompile(`^[0-9a-f]{32}$`)
-)
-
 // GitSHA1 is the checksum that git keeps of a file: the sha1 of "blob <size>\0" and the content.
 func GitSHA1(id string) (Checksum, error) {
 	id = strings.ToLower(id)
-	if !sha1Form.MatchString(id) {
+	if !isHex(id, 40) {
 		return "", fmt.Errorf("git object %q: want 40 hexadecimal digits", id)
 	}
 	return Checksum(gitSHA1 + id), nil
@@ -63,20 +55,20 @@ func (c Checksum) Hash(size int64) (hash.Hash, error) {
 	if c == "" {
 		return nil, nil
 	}
-	if sum, ok := strings.CutPrefix(string(c), crc32c); ok && crc32Form.MatchString(sum) {
+	if sum, ok := strings.CutPrefix(string(c), crc32c); ok && isHex(sum, 8) {
 		return crc32.New(crc32.MakeTable(crc32.Castagnoli)), nil
 	}
-	if sum, ok := strings.CutPrefix(string(c), ieee); ok && crc32Form.MatchString(sum) {
+	if sum, ok := strings.CutPrefix(string(c), ieee); ok && isHex(sum, 8) {
 		return crc32.NewIEEE(), nil
 	}
-	if sum, ok := strings.CutPrefix(string(c), nvme); ok && crc64Form.MatchString(sum) {
+	if sum, ok := strings.CutPrefix(string(c), nvme); ok && isHex(sum, 16) {
 		return crc64.New(crc64.MakeTable(nvmePolynomial)), nil
 	}
-	if sum, ok := strings.CutPrefix(string(c), md5sum); ok && md5Form.MatchString(sum) {
+	if sum, ok := strings.CutPrefix(string(c), md5sum); ok && isHex(sum, 32) {
 		return md5.New(), nil
 	}
 	id, ok := strings.CutPrefix(string(c), gitSHA1)
-	if !ok || !sha1Form.MatchString(id) {
+	if !ok || !isHex(id, 40) {
 		return nil, fmt.Errorf("checksum %q: want git-sha1: and 40 hexadecimal digits, md5: and 32, crc64nvme: and 16, or crc32c: or crc32: and 8", string(c))
 	}
 	h := sha1.New()

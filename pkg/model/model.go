@@ -6,24 +6,28 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"regexp"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 )
 
 // Digest is a lower-case hexadecimal sha256 of content; "" where the origin names none.
 type Digest string
 
-var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
 // ParseDigest accepts 64 hexadecimal digits in either case, with or without a leading "sha256:".
 func ParseDigest(s string) (Digest, error) {
 	d := strings.ToLower(strings.TrimPrefix(s, "sha256:"))
-	if !digestForm.MatchString(d) {
+	if !isHex(d, 64) {
 		return "", fmt.Errorf("digest %q: want 64 hexadecimal digits of a sha256", s)
 	}
 	return Digest(d), nil
+}
+
+// isHex reports whether s is n hexadecimal digits, none of them in upper case.
+func isHex(s string, n int) bool {
+	return len(s) == n && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // Ref names where a model comes from, such as "s3://bucket/prefix" or
@@ -92,16 +96,14 @@ func (r Ref) URL() string {
 // Fixed reports whether what r names cannot change: a digest, a commit.
 func (r Ref) Fixed() bool {
 	at := r.Path[strings.LastIndexByte(r.Path, '@')+1:]
-	return r.Digest != "" || r.Scheme == "oci" && strings.Contains(r.Path, "@") || r.Scheme == "hf" && commitForm.MatchString(at)
+	return r.Digest != "" || r.Scheme == "oci" && strings.Contains(r.Path, "@") || r.Scheme == "hf" && isHex(at, 40)
 }
 
-var commitForm = regexp.MustCompile(`^[0-9a-f]{40}$`)
-
-var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+var nameForm = lazyregexp.New(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
 // CheckName reports why a model's name is not usable as a directory, a label and a metric value.
 func CheckName(name string) error {
-	if !nameForm.MatchString(name) {
+	if !nameForm().MatchString(name) {
 		return fmt.Errorf("model name %q: want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last", name)
 	}
 	return nil

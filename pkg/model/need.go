@@ -3,8 +3,9 @@ package model
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
+
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 )
 
 // Need is a model that a pod names.
@@ -21,8 +22,8 @@ const (
 )
 
 var (
-	shortRevision = regexp.MustCompile(`^[a-zA-Z0-9]([-_.a-zA-Z0-9]{0,10}[a-zA-Z0-9])?$`)
-	otherThanName = regexp.MustCompile(`[^a-z0-9._-]+`)
+	shortRevision = lazyregexp.New(`^[a-zA-Z0-9]([-_.a-zA-Z0-9]{0,10}[a-zA-Z0-9])?$`)
+	otherThanName = lazyregexp.New(`[^a-z0-9._-]+`)
 )
 
 // ParseNeeds reads a list as pods write it, separated by commas: a name, name@revision12, a reference, or
@@ -53,7 +54,7 @@ func parseNeed(item string) (n Need, err error) {
 	if !strings.Contains(item, "://") {
 		var pinned bool
 		n.Name, n.Revision, pinned = strings.Cut(item, "@")
-		if pinned && !shortRevision.MatchString(n.Revision) {
+		if pinned && !shortRevision().MatchString(n.Revision) {
 			return n, fmt.Errorf("%q: want name@revision with at most 12 characters of the revision, as gpu-agent models ls shows it", item)
 		}
 		return n, CheckName(n.Name)
@@ -73,7 +74,7 @@ func parseNeed(item string) (n Need, err error) {
 		last := path.Base(n.Source.Host + n.Source.Path)
 		last, _, _ = strings.Cut(last, "@")
 		last, _, _ = strings.Cut(last, ":")
-		n.Name = strings.Trim(otherThanName.ReplaceAllString(strings.ToLower(last), "-"), "-._")
+		n.Name = strings.Trim(otherThanName().ReplaceAllString(strings.ToLower(last), "-"), "-._")
 	}
 	return n, CheckName(n.Name)
 }

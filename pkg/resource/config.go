@@ -4,9 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 )
 
 // The ways in which a container is told of its GPUs, named as NVIDIA's device plugin names them.
@@ -134,15 +135,15 @@ func (f *Faults) oneOf(path, value string, want ...string) {
 }
 
 var ( // read-only; lengths are checked apart, for a count of 251 takes milliseconds of every start to compile
-	resourceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$`)
-	cdiKind      = regexp.MustCompile(`^[A-Za-z]([-_.A-Za-z0-9]*[A-Za-z0-9])?/[A-Za-z]([-_A-Za-z0-9]*[A-Za-z0-9])?$`)
-	cdiPrefix    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/$`)
+	resourceName = lazyregexp.New(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$`)
+	cdiKind      = lazyregexp.New(`^[A-Za-z]([-_.A-Za-z0-9]*[A-Za-z0-9])?/[A-Za-z]([-_A-Za-z0-9]*[A-Za-z0-9])?$`)
+	cdiPrefix    = lazyregexp.New(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/$`)
 )
 
 // isResourceName reports whether s is a domain of at most 253 bytes, a slash and a name of at most 63.
 func isResourceName(s string) bool {
 	domain, name, _ := strings.Cut(s, "/")
-	return len(domain) <= 253 && len(name) <= 63 && resourceName.MatchString(s)
+	return len(domain) <= 253 && len(name) <= 63 && resourceName().MatchString(s)
 }
 
 func (f *Faults) name(path, value string) {
@@ -186,10 +187,10 @@ func (c *Config) faults() Faults {
 	if !path.IsAbs(c.DevRoot) {
 		f.add("devRoot", "%q: want an absolute path of the host, such as /dev", c.DevRoot)
 	}
-	if !cdiKind.MatchString(c.CDIKind) {
+	if !cdiKind().MatchString(c.CDIKind) {
 		f.add("cdiKind", "%q: want <vendor>/<class>, such as nvidia.com/gpu", c.CDIKind)
 	}
-	if len(c.CDIAnnotationPrefix) > 254 || !cdiPrefix.MatchString(c.CDIAnnotationPrefix) {
+	if len(c.CDIAnnotationPrefix) > 254 || !cdiPrefix().MatchString(c.CDIAnnotationPrefix) {
 		f.add("cdiAnnotationPrefix", "%q: want <domain>/, such as cdi.k8s.io/", c.CDIAnnotationPrefix)
 	}
 	if len(c.IMEXChannels) > 1 || len(c.IMEXChannels) == 1 && c.IMEXChannels[0] != 0 {

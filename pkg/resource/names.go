@@ -2,10 +2,10 @@ package resource
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
 
@@ -31,8 +31,8 @@ func matches(pattern, s string) bool {
 func Matches(pattern, model string) bool { return matches(pattern, model) }
 
 var ( // read-only
-	pciAddress = regexp.MustCompile(`^([0-9a-fA-F]{4}|[0-9a-fA-F]{8}):[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$`)
-	number     = regexp.MustCompile(`^[0-9]{1,4}$`)
+	pciAddress = lazyregexp.New(`^([0-9a-fA-F]{4}|[0-9a-fA-F]{8}):[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$`)
+	number     = lazyregexp.New(`^[0-9]{1,4}$`)
 )
 
 func (f *Faults) selectors(path string, list []string) {
@@ -46,12 +46,12 @@ func (f *Faults) selectors(path string, list []string) {
 // selects reports whether the selector names the GPU.
 func selects(selector string, d *gpu.Device) bool {
 	switch {
-	case number.MatchString(selector):
+	case number().MatchString(selector):
 		index, err := strconv.Atoi(selector)
 		return err == nil && index == d.Index
 	case strings.HasPrefix(selector, "GPU-"):
 		return gpu.UUID(selector) == d.UUID
-	case pciAddress.MatchString(selector):
+	case pciAddress().MatchString(selector):
 		if len(selector) < len("00000000:00:00.0") {
 			selector = "0000" + selector // as sysfs and lspci write it
 		}
@@ -62,7 +62,7 @@ func selects(selector string, d *gpu.Device) bool {
 
 // exact: the selector names one GPU, so that none is a mistake; a model may well be on other nodes only.
 func exact(selector string) bool {
-	return number.MatchString(selector) || strings.HasPrefix(selector, "GPU-") || pciAddress.MatchString(selector)
+	return number().MatchString(selector) || strings.HasPrefix(selector, "GPU-") || pciAddress().MatchString(selector)
 }
 
 // visible are the GPUs that the administrator has left in. One whose UUID could not be read has no

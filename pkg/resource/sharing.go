@@ -2,10 +2,10 @@ package resource
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 )
 
@@ -30,7 +30,7 @@ func (c *Config) sharing() (s *Sharing, kind, path string) {
 // a slip of the keyboard must not cost the node its memory.
 const maxReplicas = 1000
 
-var deviceRef = regexp.MustCompile(`^([0-9]{1,4}(:[0-9]{1,4})?|(GPU|MIG)-[-0-9A-Za-z]+)$`) // read-only
+var deviceRef = lazyregexp.New(`^([0-9]{1,4}(:[0-9]{1,4})?|(GPU|MIG)-[-0-9A-Za-z]+)$`) // read-only
 
 func (c *Config) sharingFaults(f *Faults) {
 	if c.TimeSlicing != nil && c.MPS != nil {
@@ -60,7 +60,7 @@ func (c *Config) sharingFaults(f *Faults) {
 			f.add(at+".replicas", "want at most %d, got %d", maxReplicas, r.Replicas)
 		}
 		for j, ref := range r.Devices {
-			if !deviceRef.MatchString(ref) {
+			if !deviceRef().MatchString(ref) {
 				f.add(fmt.Sprintf("%s.devices[%d]", at, j), "%q: want an index such as 0, of a MIG instance 0:1, or a UUID", ref)
 			}
 		}

@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -126,8 +126,8 @@ func (s *Source) CloseIdle() {
 }
 
 var (
-	accountForm   = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
-	containerForm = regexp.MustCompile(`^([a-z0-9](-?[a-z0-9]){2,62}|\$root|\$web)$`)
+	accountForm   = lazyregexp.New(`^[a-z0-9]{3,24}$`)
+	containerForm = lazyregexp.New(`^([a-z0-9](-?[a-z0-9]){2,62}|\$root|\$web)$`)
 )
 
 // place is a reference taken apart.
@@ -141,7 +141,7 @@ type place struct {
 func parse(ref model.Ref) (place, error) {
 	container, name, _ := strings.Cut(strings.TrimPrefix(ref.Path, "/"), "/")
 	key, err := url.PathUnescape(name)
-	if err != nil || ref.Query != "" || !accountForm.MatchString(ref.Host) || !containerForm.MatchString(container) {
+	if err != nil || ref.Query != "" || !accountForm().MatchString(ref.Host) || !containerForm().MatchString(container) {
 		return place{}, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: want az://account/container/prefix, and no ?", ref)}
 	}
 	return place{ref, ref.Host, container, key}, nil

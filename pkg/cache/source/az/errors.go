@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -27,13 +27,13 @@ func wrap(ctx context.Context, at string, err error) error {
 	return &model.Error{Reason: "Unreachable", Text: at, Err: model.NetworkError(err)}
 }
 
-var codeForm = regexp.MustCompile(`^[A-Za-z]{1,64}$`)
+var codeForm = lazyregexp.New(`^[A-Za-z]{1,64}$`)
 
 // statusError says what a status other than the wanted one means. Azure says why in X-Ms-Error-Code.
 func statusError(at string, resp *http.Response) error {
 	e := &model.Error{Text: fmt.Sprintf("%s: %s", at, web.StatusText(resp))}
 	why := resp.Header.Get("X-Ms-Error-Code")
-	if codeForm.MatchString(why) {
+	if codeForm().MatchString(why) {
 		e.Text += " (" + why + ")"
 	}
 	switch code := resp.StatusCode; {

@@ -56,7 +56,7 @@ func readCredentials(file string) (credentials, error) {
 	c.key, err = base64.StdEncoding.DecodeString(parts["AccountKey"])
 	sas, sasErr := url.ParseQuery(strings.TrimPrefix(parts["SharedAccessSignature"], "?"))
 	c.sas = sas
-	if err != nil || sasErr != nil || !accountForm.MatchString(c.account) || len(c.key) > 0 == (c.sas.Get("sig") != "") {
+	if err != nil || sasErr != nil || !accountForm().MatchString(c.account) || len(c.key) > 0 == (c.sas.Get("sig") != "") {
 		return credentials{}, fmt.Errorf("credentials file %s: want one connection string with AccountName or BlobEndpoint, "+
 			"and AccountKey or SharedAccessSignature, joined by \";\"", file)
 	}
@@ -172,7 +172,7 @@ func (i *identity) workload(ctx context.Context) (*oauth2.Token, error) {
 
 // codeOf is an OAuth error code for people.
 func codeOf(code string) string {
-	if codeForm.MatchString(strings.ReplaceAll(code, "_", "")) {
+	if codeForm().MatchString(strings.ReplaceAll(code, "_", "")) {
 		return " (" + code + ")"
 	}
 	return ""

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hub"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -37,7 +37,7 @@ func New(c Config) (*Source, error) {
 	return &Source{client}, nil
 }
 
-var objectForm = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+var objectForm = lazyregexp.New(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
 // check refuses an answer of a hub that speaks of another commit, size or object than f's.
 func check(u *url.URL, resp *http.Response, redirected bool, f model.File) error {
@@ -58,7 +58,7 @@ func check(u *url.URL, resp *http.Response, redirected bool, f model.File) error
 		tag = h.Get("ETag")
 	}
 	tag = strings.Trim(strings.TrimPrefix(tag, "W/"), `"`)
-	if objectForm.MatchString(tag) && tag != f.Version {
+	if objectForm().MatchString(tag) && tag != f.Version {
 		return web.Changed(u, fmt.Sprintf("object %s, was %s", tag, f.Version))
 	}
 	return nil

@@ -3,9 +3,9 @@ package hub
 import (
 	"fmt"
 	"net/url"
-	"regexp"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -17,15 +17,15 @@ type Repo struct {
 }
 
 var (
-	nameForm   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$`)
-	commitForm = regexp.MustCompile(`^[0-9a-f]{40}$`)
+	nameForm   = lazyregexp.New(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$`)
+	commitForm = lazyregexp.New(`^[0-9a-f]{40}$`)
 )
 
 // IsName reports whether s may be a repository's name: it is put into addresses.
-func IsName(s string) bool { return nameForm.MatchString(s) && !strings.Contains(s, "..") }
+func IsName(s string) bool { return nameForm().MatchString(s) && !strings.Contains(s, "..") }
 
 // IsCommit reports whether s is a commit's whole name.
-func IsCommit(s string) bool { return commitForm.MatchString(s) }
+func IsCommit(s string) bool { return commitForm().MatchString(s) }
 
 // Parse reads a reference: organization/name, perhaps @revision, and a query that chooses among the files.
 func (c *Client) Parse(ref model.Ref) (Repo, error) {
