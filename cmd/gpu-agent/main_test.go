@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -70,10 +71,13 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Condition: func(name string) (bool, error) {
-			if name != "driver" {
-				return false, fmt.Errorf("unknown condition %q", name)
+			switch name {
+			case "driver":
+				return canMakeDrivers(drivers), nil
+			case "userns":
+				return exec.Command("unshare", "--user", "--map-root-user", "true").Run() == nil, nil
 			}
-			return canMakeDrivers(drivers), nil
+			return false, fmt.Errorf("unknown condition %q", name)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"eventually": eventually,

@@ -274,20 +274,9 @@ func modelsWait() *cobra.Command {
 
 // awaitDir returns once dir, in the by-name folder of root, is there.
 func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log io.Writer) error {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return err
-	}
-	defer watcher.Close()
-	_ = watcher.Add(root) // by-name may not be there yet; the ticker covers what is not watched
-	_ = watcher.Add(filepath.Dir(dir))
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	var patience <-chan time.Time
-	if timeout > 0 {
-		patience = time.After(timeout)
-	}
-	for said := false; ; {
+	var patience, tick <-chan time.Time
+	var changed chan fsnotify.Event
+	for first := true; ; first = false {
 		info, err := os.Stat(dir)
 		switch {
 		case err == nil && info.IsDir():
@@ -295,17 +284,28 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 		case err != nil && !errors.Is(err, os.ErrNotExist):
 			return fmt.Errorf("wait for %s: %w", dir, err)
 		}
-		if !said {
+		if first { // and look once more, at what came before the watch
 			fmt.Fprintf(log, "waiting for %s\n", dir)
-			said = true
+			if timeout > 0 {
+				patience = time.After(timeout)
+			}
+			tick = time.Tick(time.Second) // for what is not watched: by-name may not be there yet
+			// The pods of a node share its inotify instances, so there may be none left.
+			if watcher, err := fsnotify.NewWatcher(); err == nil {
+				defer watcher.Close()
+				_ = watcher.Add(root)
+				_ = watcher.Add(filepath.Dir(dir))
+				changed = watcher.Events
+			}
+			continue
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-patience:
 			return fmt.Errorf("%w after %s: %s is not there: see gpu-agent models ls on this node's agent", errTimeout, timeout, dir)
-		case <-watcher.Events:
-		case <-tick.C:
+		case <-changed:
+		case <-tick:
 		}
 	}
 }
