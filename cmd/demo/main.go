@@ -166,6 +166,7 @@ cache:
   root: %q
   limit: 1Gi
   keepFree: 0%%
+  kubeletConfig: ""
   models:
   - {name: %s, source: %q}
 `, listen, socket, filepath.Join(dir, "labels"), filepath.Join(dir, "cache"), modelName, source)

@@ -21,8 +21,8 @@ const (
 )
 
 // runCache opens the cache and runs it. A root that cannot be opened is this task's failure alone.
-func (a *agent) runCache(ctx context.Context, c config.Cache, sources map[string]cache.Source) error {
-	opened, err := a.openCache(ctx, c, sources)
+func (a *agent) runCache(ctx context.Context, c config.Cache, kubelet string, sources map[string]cache.Source) error {
+	opened, err := a.openCache(ctx, c, kubelet, sources)
 	if err != nil {
 		if ctx.Err() == nil {
 			a.promised.Set(&model.Inventory{}) // what cannot be opened is not promised
@@ -76,19 +76,23 @@ func bandwidth(b config.Bandwidth) cache.Bandwidth {
 }
 
 // openCache waits for an agent that holds the cache and is about to go.
-func (a *agent) openCache(ctx context.Context, c config.Cache, sources map[string]cache.Source) (*cache.Cache, error) {
+func (a *agent) openCache(ctx context.Context, c config.Cache, kubelet string, sources map[string]cache.Source) (*cache.Cache, error) {
 	for {
 		opened, err := cache.Open(cache.Config{
 			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
 			Bandwidth: bandwidth(c.Bandwidth),
 			Scrub:     cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
 			KeepFree:  int64(c.KeepFree.Bytes), KeepFreePercent: c.KeepFree.Percent, Existing: a.cacheAt == c.Root,
+			Thresholds: func() []cache.Threshold { of, _ := thresholds(c, kubelet); return of }, // said below
 			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
 		}, sources)
 		if !errors.Is(err, durable.ErrLocked) {
 			a.cacheHeld = time.Time{}
 			if err == nil {
 				a.cacheAt = c.Root
+				if _, err := thresholds(c, kubelet); err != nil {
+					a.log.Info("the kubelet's eviction thresholds are not known, its defaults are kept to: see cache.kubeletConfig", "error", err)
+				}
 			}
 			return opened, err
 		}

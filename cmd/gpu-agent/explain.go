@@ -163,7 +163,11 @@ func room(x model.Explanation) string {
 	if n := len(x.Victims); n > 0 {
 		parts[len(parts)-1] += " (" + strings.Join(x.Victims[:min(n, 5)], ", ") + map[bool]string{true: ", …"}[n > 5] + ")"
 	}
-	return strings.Join(append(parts, "limit "+formatBytes(x.Limit)), ", ")
+	parts = append(parts, "limit "+formatBytes(x.Limit))
+	if x.KeptFreeWhy != "" {
+		parts = append(parts, x.KeptFreeWhy)
+	}
+	return strings.Join(parts, ", ")
 }
 
 // nextTry is "" where nothing failed.

@@ -294,9 +294,13 @@ func (a *agent) addPlugin(w, before *wiring) (err error) {
 func (a *agent) addCache(w, before *wiring) (err error) {
 	c := w.config.Cache
 	c.Models, c.Demand = nil, config.Demand{} // an open cache takes these
-	p := part{"cache", c.Enabled, c}
+	kubelet := w.config.DevicePlugin.KubeletDir
+	p := part{"cache", c.Enabled, struct {
+		cache   config.Cache
+		kubelet string
+	}{c, kubelet}}
 	w.sources, err = again(w, before, p, before.sources, func() (map[string]cache.Source, error) { return buildSources(c) })
-	w.task(before, p, func(ctx context.Context) error { return a.runCache(ctx, c, w.sources) })
+	w.task(before, p, func(ctx context.Context) error { return a.runCache(ctx, c, kubelet, w.sources) })
 	return err
 }
 

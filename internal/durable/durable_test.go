@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -142,4 +143,19 @@ func TestDropTakesWhatIsOnTheDiskOutOfMemory(t *testing.T) {
 	}
 	require.LessOrEqual(t, after, int64(5<<20))
 	require.GreaterOrEqual(t, after, int64(4<<20), "what was not named stays")
+}
+
+func TestSubfoldersShareAFilesystemAndProcIsAnother(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "a"), 0o700))
+	shared, err := durable.SameFilesystem(dir, filepath.Join(dir, "a"))
+	require.NoError(t, err)
+	require.True(t, shared)
+	if runtime.GOOS == "linux" {
+		shared, err = durable.SameFilesystem(dir, "/proc")
+		require.NoError(t, err)
+		require.False(t, shared)
+	}
+	_, err = durable.SameFilesystem(dir, filepath.Join(dir, "missing"))
+	require.ErrorIs(t, err, os.ErrNotExist)
 }

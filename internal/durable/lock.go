@@ -41,6 +41,27 @@ func Space(path string) (size, free int64, err error) {
 	return int64(s.Blocks) * int64(s.Bsize), int64(s.Bavail) * int64(s.Bsize), nil
 }
 
+// Inodes is how many files and directories the filesystem that holds path can have, and how many more it can take
+// now; 0, 0 where it makes room for them as it goes (btrfs).
+func Inodes(path string) (all, free int64, err error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return 0, 0, fmt.Errorf("statfs %s: %w", path, err)
+	}
+	return int64(s.Files), int64(s.Ffree), nil
+}
+
+// SameFilesystem reports whether two paths are on one filesystem. Two subvolumes of btrfs, or datasets of ZFS, are two.
+func SameFilesystem(a, b string) (bool, error) {
+	var one, other unix.Stat_t
+	for path, s := range map[string]*unix.Stat_t{a: &one, b: &other} {
+		if err := unix.Stat(path, s); err != nil {
+			return false, &fs.PathError{Op: "stat", Path: path, Err: err}
+		}
+	}
+	return one.Dev == other.Dev, nil
+}
+
 // ReadOnly reports whether the filesystem that holds path is mounted read-only.
 func ReadOnly(path string) (bool, error) {
 	var s unix.Statfs_t

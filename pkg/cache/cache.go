@@ -20,14 +20,13 @@ import (
 
 // Cache keeps the models of one node. Its methods are safe for concurrent use.
 type Cache struct {
-	cfg      Config
-	disk     durable.Disk
-	at       layout
-	sources  map[string]Source
-	log      *slog.Logger
-	lock     *os.File
-	limit    int64 // bytes
-	keepFree int64 // bytes of the filesystem that stay free
+	cfg     Config
+	disk    durable.Disk
+	at      layout
+	sources map[string]Source
+	log     *slog.Logger
+	lock    *os.File
+	limit   int64 // bytes
 
 	inventory watch.Value[*model.Inventory]
 	wake      chan struct{} // to the reconcile loop: something changed

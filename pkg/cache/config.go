@@ -36,6 +36,9 @@ type Config struct {
 	// KeepFree is how many bytes of the filesystem stay free, and KeepFreePercent how much of it; the larger counts.
 	KeepFree        int64
 	KeepFreePercent int
+	// Thresholds, if set, says what others want to be free of the filesystem: it is asked each time that room is
+	// sought, and must not block.
+	Thresholds func() []Threshold
 	// Existing has Open refuse a root in which there is no cache, as the folder is below which one was mounted.
 	Existing bool
 
@@ -83,6 +86,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.opens == nil {
 		cfg.opens = watchOpens
+	}
+	if cfg.Thresholds == nil {
+		cfg.Thresholds = func() []Threshold { return nil }
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -165,7 +171,6 @@ func (c *Cache) open() error {
 	if c.limit == 0 {
 		c.limit = size / 10 * 8
 	}
-	c.keepFree = max(c.cfg.KeepFree, size/100*int64(c.cfg.KeepFreePercent))
 	if c.limit > size {
 		return fmt.Errorf("cache limit of %s is more than the %s of the filesystem at %s: lower the limit or mount a larger disk",
 			bytesText(c.limit), bytesText(size), c.cfg.Root)

@@ -141,12 +141,16 @@ func (c *Cache) spared(m, e *entry) bool {
 	return e != nil && !e.called && e.priority() < m.priority()
 }
 
-// remedy is what may help a model for which there is no room.
-func (c *Cache) remedy() string {
+// remedy is what may help a model for which there is no room; keeps is what of the disk stays free, "" where the
+// limit is reached first.
+func (c *Cache) remedy(keeps string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.blind != "" {
 		return c.blindness()
+	}
+	if keeps != "" {
+		return keeps + ": make room on the disk, or unpin or remove models"
 	}
 	return "raise the limit, or unpin or remove models"
 }

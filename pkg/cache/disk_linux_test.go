@@ -16,8 +16,13 @@ import (
 // small mounts a disk of eight megabytes.
 func small(t *testing.T) string {
 	t.Helper()
+	return mounted(t, "size=8m")
+}
+
+func mounted(t *testing.T, options string) string {
+	t.Helper()
 	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=8m"); err != nil {
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, options); err != nil {
 		t.Skipf("a disk of its own cannot be mounted here: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })

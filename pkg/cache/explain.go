@@ -3,13 +3,12 @@ package cache
 import (
 	"fmt"
 
-	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // Explain is all that is known of why a model is here, is not here, or not yet.
 func (c *Cache) Explain(name string) (model.Explanation, error) {
-	_, free, err := durable.Space(c.cfg.Root)
+	disk, err := c.floor()
 	if err != nil {
 		return model.Explanation{}, fmt.Errorf("cache root %s: %w", c.cfg.Root, err)
 	}
@@ -27,13 +26,14 @@ func (c *Cache) Explain(name string) (model.Explanation, error) {
 		Wished: e.memory.Wished, PinnedByConfig: e.listed && e.spec.Pinned, PinnedByCommand: e.memory.Pinned}
 	x.LastUse = e.lastUse()
 	used, reserved := c.ledger()
-	x.Free = max(0, min(c.limit-used-reserved, free-c.keepFree))
+	x.Free = max(0, min(c.limit-used-reserved, disk.free.bytes-disk.keep.bytes))
+	x.KeptFree, x.KeptFreeWhy = disk.keep.bytes, disk.why.bytes
 	if j := e.job; j != nil {
 		x.Needed, x.Admitted = j.fetch-j.got.Load(), j.admitted
 	}
 	c.mu.Unlock()
 	victims, evictable := c.evictable(e)
-	x.Evictable = evictable
+	x.Evictable = evictable.bytes
 	for _, v := range victims {
 		x.Victims = append(x.Victims, v.String())
 	}

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -50,21 +49,25 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 	return nil
 }
 
-// makeRoom evicts until j may take needs bytes, all in all. c.admit is held.
+// makeRoom evicts until j may take needs bytes, all in all, and make its files. c.admit is held.
 func (c *Cache) makeRoom(ctx context.Context, e *entry, j *job, needs int64) error {
+	files := j.unmade() + j.folders()
 	for {
-		room, err := c.room(j)
+		room, why, err := c.room(j)
 		if err != nil {
 			return err
 		}
-		if needs <= room {
+		if needs <= room.bytes && files <= room.files {
 			return nil
 		}
 		victims, freed := c.evictable(e)
-		if needs > room+freed || len(victims) == 0 {
-			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
-				"model %s needs %s, free %s, evictable %s: %s",
-				e.name, bytesText(needs), bytesText(max(room, 0)), bytesText(freed), c.remedy())}
+		switch {
+		case needs > room.bytes+freed.bytes || needs > room.bytes && len(victims) == 0:
+			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s needs %s, free %s, evictable %s: %s",
+				e.name, bytesText(needs), bytesText(max(room.bytes, 0)), bytesText(freed.bytes), c.remedy(why.bytes))}
+		case files > room.files+freed.files || len(victims) == 0:
+			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s needs %d files (inodes), free %d, evictable %d: %s",
+				e.name, files, max(room.files, 0), freed.files, c.remedy(why.files))}
 		}
 		if err := c.evict(ctx, victims[0], e); err != nil {
 			return fmt.Errorf("evict %s: %w", victims[0], err)
@@ -72,12 +75,12 @@ func (c *Cache) makeRoom(ctx context.Context, e *entry, j *job, needs int64) err
 	}
 }
 
-// room is what the limit and the filesystem leave for j, of which it may have some. A job that was
-// admitted before has its reservation and its blocks.
-func (c *Cache) room(j *job) (int64, error) {
-	_, free, err := durable.Space(c.cfg.Root)
+// room is what the limit and the filesystem leave for j, of which it may have some, and why the filesystem leaves no
+// more, where it is that. A job that was admitted before has its reservation and its blocks.
+func (c *Cache) room(j *job) (left amount, why reasons, err error) {
+	disk, err := c.floor()
 	if err != nil {
-		return 0, err
+		return left, why, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -85,18 +88,24 @@ func (c *Cache) room(j *job) (int64, error) {
 	if j.admitted {
 		used, reserved = used-j.got.Load(), reserved-(j.fetch-j.got.Load()+j.spare)
 	}
-	room := c.limit - used - reserved
+	room, free := c.limit-used-reserved, disk.free
 	// On the disk the blocks of other jobs are taken already, but for those of small files and what they unpack
 	// into, and j's own are what it has allocated.
 	for _, m := range c.models {
 		if m.job != nil && m.job != j {
-			free -= m.job.spare
+			free.bytes -= m.job.spare
 			if m.job.admitted {
-				free -= m.job.unallocated()
+				free.bytes -= m.job.unallocated()
+				free.files -= m.job.unmade()
 			}
 		}
 	}
-	return min(room, free-c.keepFree+j.allocated()), nil
+	left = amount{bytes: free.bytes - disk.keep.bytes + j.allocated(), files: free.files - disk.keep.files}
+	why = disk.why
+	if room <= left.bytes {
+		left.bytes, why.bytes = room, ""
+	}
+	return left, why, nil
 }
 
 // victim is what may be evicted: what is visible of a model, or an old revision of it.
@@ -133,9 +142,9 @@ func (v victim) before(w victim) int {
 	return cmp.Or(cmp.Compare(v.entry.priority(), w.entry.priority()), v.entry.lastUse().Compare(w.entry.lastUse()))
 }
 
-// evictable lists what may go for the sake of e, in the order in which it would, and the bytes that this
+// evictable lists what may go for the sake of e, in the order in which it would, and what this
 // would free. A model does not go before its old revisions.
-func (c *Cache) evictable(e *entry) ([]victim, int64) {
+func (c *Cache) evictable(e *entry) ([]victim, amount) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var victims []victim
@@ -166,7 +175,7 @@ func (c *Cache) evictable(e *entry) ([]victim, int64) {
 			keep(m.job.holds())
 		}
 	}
-	var freed int64
+	var freed amount
 	for _, v := range victims {
 		r := v.old
 		if r == nil {
@@ -175,7 +184,8 @@ func (c *Cache) evictable(e *entry) ([]victim, int64) {
 		for _, f := range r.Files {
 			if !kept[f.Digest] {
 				kept[f.Digest] = true
-				freed += c.blobs[f.Digest]
+				freed.bytes += c.blobs[f.Digest]
+				freed.files++
 			}
 		}
 	}

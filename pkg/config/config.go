@@ -191,7 +191,10 @@ type Cache struct {
 	Root     string `yaml:"root"`
 	Limit    Bytes  `yaml:"limit"` // 0: a share of the filesystem
 	KeepFree Share  `yaml:"keepFree"`
-	Streams  int    `yaml:"streams"`
+	// Of the kubelet whose disk the cache shares; "": its thresholds do not count.
+	KubeletConfig    string `yaml:"kubeletConfig"`
+	KubeletConfigDir string `yaml:"kubeletConfigDir"` // of drop-ins; "": none
+	Streams          int    `yaml:"streams"`
 	// How fast origins are read, all together.
 	Bandwidth Bandwidth `yaml:"bandwidth"`
 	// Of models whose source can move.
@@ -283,7 +286,7 @@ func Default() Config {
 			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Demand:   Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
-			KeepFree: Share{Percent: 15},
+			KeepFree: Share{Percent: 15}, KubeletConfig: "/var/lib/kubelet/config.yaml",
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
 				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
@@ -428,6 +431,16 @@ func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)
 	if filepath.Clean(c.Root) == "/" {
 		f.wrong("cache.root", "want a directory of its own, such as /var/lib/gpu-agent, got %q", c.Root)
+	}
+	if c.KubeletConfig != "" {
+		f.absolute("cache.kubeletConfig", c.KubeletConfig)
+	}
+	switch {
+	case c.KubeletConfigDir == "":
+	case c.KubeletConfig == "":
+		f.wrong("cache.kubeletConfigDir", "want cache.kubeletConfig too: it holds drop-ins of that file")
+	default:
+		f.absolute("cache.kubeletConfigDir", c.KubeletConfigDir)
 	}
 	if c.Streams < 1 || c.Streams > 256 {
 		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)

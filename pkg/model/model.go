@@ -321,6 +321,8 @@ type Explanation struct {
 	Evictable       int64    `json:"evictable"`         // bytes that other models would give up for this one
 	Victims         []string `json:"victims,omitempty"` // those models, in the order in which they would go
 	Limit           int64    `json:"limit"`             // bytes
+	KeptFree        int64    `json:"keptFree"`          // bytes of the filesystem that stay free
+	KeptFreeWhy     string   `json:"keptFreeWhy"`       // for people
 }
 
 // Inventory is what the cache holds at one moment. Immutable.

@@ -137,6 +137,7 @@ podResources: {interval: 1s}
 cache:
   limit: %s
   keepFree: 0%%
+  kubeletConfig: ""
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
 `, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), models, s3Endpoint)

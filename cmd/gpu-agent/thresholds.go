@@ -1,0 +1,34 @@
+package main
+
+import (
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/config"
+	"github.com/gpu-agent/gpu-agent/pkg/kube"
+)
+
+// thresholds are what the kubelet wants free of the cache's filesystem, where that is the kubelet's, whose folder
+// kubelet is. Where its images are cannot be seen from here: there too, as nearly everywhere. The error is what could
+// not be read, and for which its defaults are taken.
+func thresholds(c config.Cache, kubelet string) ([]cache.Threshold, error) {
+	if c.KubeletConfig == "" {
+		return nil, nil
+	}
+	if shared, err := durable.SameFilesystem(c.Root, kubelet); err != nil || !shared {
+		return nil, nil // no kubelet here, or on a disk of its own
+	}
+	found, err := kube.DiskThresholds(c.KubeletConfig, c.KubeletConfigDir)
+	assumed := ""
+	if err != nil {
+		assumed = " (by default: its configuration file is not seen)"
+	}
+	var all []cache.Threshold
+	for _, t := range found {
+		does := "evicts pods at "
+		if t.Images {
+			does = "deletes images at "
+		}
+		all = append(all, cache.Threshold{Why: "the kubelet " + does + t.What + assumed, Inodes: t.Inodes, Percent: t.Percent, Amount: t.Amount})
+	}
+	return all, err
+}
