@@ -73,8 +73,13 @@ func (c *Cache) call() {
 	for _, e := range c.models {
 		slices.Sort(e.pods)
 		e.pods = slices.Compact(e.pods)
+		if e.job != nil {
+			c.streams.prefer(e.job, e.rank())
+		}
 	}
 }
+
+func (e *entry) rank() rank { return rank{called: e.called, priority: e.priority()} }
 
 // answer is the entry that a pod means, nil where there is none, called if the pod asks for it; why says why not.
 func (c *Cache) answer(u model.Use) (e *entry, why string) {

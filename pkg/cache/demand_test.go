@@ -400,3 +400,36 @@ func TestNoFileOfARunningPodsModelGoes(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatAPodWaitsForTakesTheStreamsOfWhatIsRunning(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "r1", map[string][]byte{"w": noise(1, 2*mega)})
+		o.put("b", "r1", map[string][]byte{"w": noise(2, 2*mega)})
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, _, _ int64, part []byte) (io.ReadCloser, error, bool) {
+			return &drip{ctx, part, 1 << 10, time.Second}, nil, true
+		}
+		cfg := config(root)
+		cfg.Streams = 8
+		c := open(t, cfg, o)
+		b := spec("b", "b")
+		held := func() (of []int) {
+			time.Sleep(20 * time.Second)
+			synctest.Wait()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.streams.mu.Lock()
+			defer c.streams.mu.Unlock()
+			return []int{len(c.streams.held[c.models["a"].job]), len(c.streams.held[c.models["b"].job])}
+		}
+		c.Want([]model.Spec{spec("a", "a"), b})
+		run(t, c)
+		require.Equal(t, []int{4, 4}, held())
+		c.InUse(calls("p", "a"))
+		require.Equal(t, []int{7, 1}, held(), "a pod came")
+		c.InUse(nil)
+		require.Equal(t, []int{4, 4}, held(), "and went")
+		b.Priority = 3
+		c.Want([]model.Spec{spec("a", "a"), b})
+		require.Equal(t, []int{1, 7}, held(), "an edit of the config")
+	})
+}

@@ -41,6 +41,7 @@ type job struct {
 	broken   bool // its deletion did not succeed: nothing in it counts; guarded by Cache.mu
 
 	lane *lane // to its origin; set before anything runs
+	rank rank  // guarded by the mutex of streams
 
 	mu   sync.Mutex // guards what follows, and the slots, during run
 	cond *sync.Cond // something may be claimable, or all is over

@@ -231,6 +231,9 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	if err := c.reserve(ctx, e, j); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.streams.prefer(j, e.rank())
+	c.mu.Unlock()
 	if err := j.run(ctx, c, src, ref); err != nil {
 		switch model.ReasonOf(err) {
 		case "Changed": // what is there belongs to a revision that is gone

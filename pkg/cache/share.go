@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -9,10 +10,11 @@ import (
 )
 
 // streams shares the concurrent reads from origins among the models in progress, so that a slow origin
-// holds back its own model and no other. A free one goes to the model that reads through the fewest. If
-// none is free, the model that reads through the most gives one up to another that has at least two
-// fewer: its range goes on where it was, with its next turn. A model keeps its last one, so there should
-// be no more models in progress than streams. How many of them go to one origin is up to its lane, which is
+// holds back its own model and no other. A free one goes to the model that has none, and else to the one
+// with the highest rank, and among equals to the one that reads through the fewest. If none is free, a model
+// gives one up, its newest, to one of a higher rank, or to an equal that has at least two fewer: its range
+// goes on where it was, with its next turn. A model keeps its last one, so there should be no more models in
+// progress than streams. How many of them go to one origin is up to its lane, which is
 // shared in the same way among the models from there.
 type streams struct {
 	mu      sync.Mutex
@@ -38,6 +40,32 @@ type turn struct {
 type waiter struct {
 	turn
 	dealt chan *turn
+}
+
+// rank is how urgent a model is. What a pod waits for goes before all else.
+type rank struct {
+	called   bool
+	priority int
+}
+
+func (r rank) compare(o rank) int {
+	if r.called != o.called {
+		if r.called {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Compare(r.priority, o.priority)
+}
+
+// prefer sets the rank of a job, also while it runs.
+func (s *streams) prefer(of *job, r rank) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if of.rank != r {
+		of.rank = r
+		s.deal()
+	}
 }
 
 // errYield ends a stream for the sake of another model's.
@@ -114,7 +142,7 @@ func (s *streams) deal() {
 	for s.free > 0 {
 		next := -1
 		for i, w := range s.waiting {
-			if w.lane.open(now) && (next < 0 || len(s.held[w.of]) < len(s.held[s.waiting[next].of])) {
+			if w.lane.open(now) && (next < 0 || s.sooner(w.of, s.waiting[next].of)) {
 				next = i
 			}
 		}
@@ -142,10 +170,23 @@ func (s *streams) deal() {
 	}
 }
 
-// ask ends the newest turn of the model that has the most, for one that has too few, if that would help
-// it: a full lane needs one of its own. s.mu is held.
+// sooner reports whether a free turn goes to a and not to b, which has waited longer. s.mu is held.
+func (s *streams) sooner(a, b *job) bool {
+	one, other := len(s.held[a]), len(s.held[b])
+	if (one == 0) != (other == 0) {
+		return one == 0
+	}
+	if by := a.rank.compare(b.rank); by != 0 {
+		return by > 0
+	}
+	return one < other
+}
+
+// ask ends the newest turn of the model of the lowest rank that may give one up for w, of these the one that has the
+// most, if that would help: a full lane needs one of its own. s.mu is held.
 func (s *streams) ask(w *waiter) {
-	most := len(s.held[w.of]) + 1
+	mine := len(s.held[w.of])
+	var from *job
 	for of, turns := range s.held {
 		if w.lane.busy >= w.lane.limit && of.lane != w.lane {
 			continue
@@ -154,9 +195,19 @@ func (s *streams) ask(w *waiter) {
 		for at >= 0 && turns[at].firm {
 			at--
 		}
-		if at >= 0 && len(turns) > most {
-			most, s.leaving = len(turns), turns[at]
+		lower := of.rank.compare(w.of.rank)
+		switch {
+		case at < 0, len(turns) == 1, of == w.of:
+			continue
+		case lower > 0 && mine > 0, lower == 0 && len(turns) < mine+2:
+			continue
 		}
+		if from != nil {
+			if by := of.rank.compare(from.rank); by > 0 || by == 0 && len(turns) <= len(s.held[from]) {
+				continue
+			}
+		}
+		from, s.leaving = of, turns[at]
 	}
 	if s.leaving != nil {
 		s.leaving.end(errYield)

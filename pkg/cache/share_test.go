@@ -78,32 +78,34 @@ func TestSlowOriginsHoldUpNobodyElse(t *testing.T) {
 	}
 }
 
+// occupy takes n streams of s for a model and gives each back when another is to have it, then asks again.
+func occupy(ctx context.Context, s *streams, of *job, n int, firm bool) {
+	for range n {
+		go func() {
+			for ctx.Err() == nil {
+				turns, turn, err := s.take(ctx, of, firm)
+				if errors.Is(err, errYield) {
+					continue
+				}
+				if err != nil {
+					return
+				}
+				<-turns.Done()
+				s.give(turn)
+				if !errors.Is(context.Cause(turns), errYield) {
+					return
+				}
+			}
+		}()
+	}
+}
+
 func TestStreamsAreSharedEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStreams(6)
 		l := &lane{limit: 6, cap: 6, proven: 6}
 		a, b, c := &job{lane: l}, &job{lane: l}, &job{lane: l}
-		// hold takes n streams and gives each back when another model is to have it, then asks again.
-		hold := func(of *job, n int, firm bool) {
-			for range n {
-				go func() {
-					for t.Context().Err() == nil {
-						ctx, turn, err := s.take(t.Context(), of, firm)
-						if errors.Is(err, errYield) {
-							continue
-						}
-						if err != nil {
-							return
-						}
-						<-ctx.Done()
-						s.give(turn)
-						if !errors.Is(context.Cause(ctx), errYield) {
-							return
-						}
-					}
-				}()
-			}
-		}
+		hold := func(of *job, n int, firm bool) { occupy(t.Context(), s, of, n, firm) }
 		held := func() []int {
 			synctest.Wait()
 			s.mu.Lock()
@@ -144,6 +146,35 @@ func TestStreamsAreSharedEvenly(t *testing.T) {
 		s.mu.Lock()
 		require.Len(t, s.waiting, 2)
 		s.mu.Unlock()
+	})
+}
+
+func TestUrgentModelsHaveTheStreamsButForOneOfEach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreams(8)
+		l := &lane{limit: 8, cap: 8, proven: 8}
+		a, b, c := &job{lane: l}, &job{lane: l}, &job{lane: l}
+		held := func() []int {
+			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return []int{len(s.held[a]), len(s.held[b]), len(s.held[c])}
+		}
+		occupy(t.Context(), s, a, 9, false)
+		require.Equal(t, []int{8, 0, 0}, held())
+		s.prefer(b, rank{priority: 1})
+		occupy(t.Context(), s, b, 9, false)
+		require.Equal(t, []int{1, 7, 0}, held(), "a higher priority")
+		occupy(t.Context(), s, c, 3, false)
+		require.Equal(t, []int{1, 6, 1}, held(), "whoever has none gets one")
+		s.prefer(c, rank{called: true})
+		require.Equal(t, []int{1, 4, 3}, held(), "a pod waits for it: all that it can use")
+		s.prefer(c, rank{})
+		require.Equal(t, []int{1, 6, 1}, held())
+		s.prefer(b, rank{})
+		all := held()
+		require.Equal(t, 8, all[0]+all[1]+all[2])
+		require.ElementsMatch(t, []int{3, 3, 2}, all, "equals share")
 	})
 }
 
