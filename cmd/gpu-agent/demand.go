@@ -131,15 +131,29 @@ func usesOf(p kube.Pod, d config.Demand, models string) (uses []model.Use, probl
 		uses = append(uses, model.Use{Model: n.Name, Revision: n.Revision, Since: p.Created, By: p.String(), Pull: true, Source: n.Source})
 	}
 	for _, at := range p.HostPaths {
-		below, ok := strings.CutPrefix(path.Clean(at), models+"/by-name/")
-		if !ok {
-			continue // of the whole folder it does not tell which
+		if use, ok := useOf(strings.TrimPrefix(path.Clean(at), models+"/")); ok {
+			use.Since, use.By = p.Created, p.String()
+			uses = append(uses, use)
 		}
-		below, _, _ = strings.Cut(below, "/")
-		name, revision, _ := strings.Cut(below, "@")
-		uses = append(uses, model.Use{Model: name, Revision: revision, Since: p.Created, By: p.String()})
 	}
 	return uses, problems
+}
+
+// useOf is what a mount of a folder below models/ uses. Of several models at once it does not tell which.
+func useOf(folder string) (use model.Use, ok bool) {
+	parts := append(strings.Split(folder, "/"), "", "")
+	switch repo, isRepo := strings.CutPrefix(parts[1], "models--"); {
+	case parts[0] == "by-name" && parts[1] != "":
+		use.Model, use.Revision, _ = strings.Cut(parts[1], "@")
+		return use, true
+	case parts[0] == "hub" && isRepo:
+		use.Repo = strings.ReplaceAll(repo, "--", "/") // the hub has no names with two
+		if parts[2] == "snapshots" && len(parts) > 5 {
+			use.Revision = parts[3]
+		}
+		return use, true
+	}
+	return use, false
 }
 
 // need tells the cache what pods need, now and when it opens.

@@ -16,12 +16,17 @@ func TestWhatAPodNeedsIsInItsAnnotationAndItsVolumes(t *testing.T) {
 	created := time.Unix(1_800_000_000, 0)
 	pod := kube.Pod{
 		UID: "1", Namespace: "ns", Name: "p", Created: created, Models: "llama, mistral@abc, x=hf://org/x, y=hf://other/y, BAD",
-		HostPaths: []string{"/cache/models", "/cache/models/by-name/a", "/cache/models/by-name/b@r2/sub", "/cache/store", "/cache/modelsX/by-name/c"},
+		HostPaths: []string{"/cache/models", "/cache/models/by-name/a", "/cache/models/by-name/b@r2/sub", "/cache/store", "/cache/modelsX/by-name/c",
+			"/cache/models/hub", "/cache/models/by-name", "/cache/models/hub/models--org--c", "/cache/models/hub/models--d/snapshots",
+			"/cache/models/hub/models--e/snapshots/0123/sub", "/cache/models/hub/other", "/by-name/x", "/elsewhere/models/by-name/x"},
 	}
 	use := func(name, revision string, pull bool) model.Use {
 		return model.Use{Model: name, Revision: revision, Since: created, By: "ns/p", Pull: pull}
 	}
-	mounted := []model.Use{use("a", "", false), use("b", "r2", false)}
+	repo := func(name, revision string) model.Use {
+		return model.Use{Repo: name, Revision: revision, Since: created, By: "ns/p"}
+	}
+	mounted := []model.Use{use("a", "", false), use("b", "r2", false), repo("org/c", ""), repo("d", ""), repo("e", "0123")}
 
 	uses, problems := usesOf(pod, config.Demand{}, "/cache/models")
 	require.Equal(t, append([]model.Use{use("llama", "", true), use("mistral", "abc", true)}, mounted...), uses)

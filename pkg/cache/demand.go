@@ -59,8 +59,16 @@ func (c *Cache) call() {
 	pods := slices.Clone(c.pods)
 	slices.SortStableFunc(pods, func(a, b model.Use) int { return a.Since.Compare(b.Since) }) // who came first decides on the source
 	for _, u := range pods {
+		if u.Repo != "" {
+			for _, e := range c.models {
+				if e.meant(u) && e.current(u.Revision) {
+					e.pods = append(e.pods, u.By)
+				}
+			}
+			continue
+		}
 		e, why := c.answer(u)
-		if e != nil && (u.Pull || u.Revision == "" || e.visible != nil && e.visible.short() == model.Revision12(u.Revision)) {
+		if e != nil && (u.Pull || e.current(u.Revision)) {
 			e.pods = append(e.pods, u.By)
 		}
 		if why != "" && c.refused[u.Model] == "" {
@@ -77,6 +85,19 @@ func (c *Cache) call() {
 			c.streams.prefer(e.job, e.rank())
 		}
 	}
+}
+
+// meant reports whether a pod uses e, in whatever revision.
+func (e *entry) meant(u model.Use) bool {
+	if u.Repo == "" {
+		return u.Model == e.name
+	}
+	return slices.ContainsFunc(e.records(), func(r *record) bool { return r.Hub.Repo == u.Repo })
+}
+
+// current reports whether a revision that a pod names is the one that is visible; "" is.
+func (e *entry) current(revision string) bool {
+	return revision == "" || e.visible != nil && e.visible.short() == model.Revision12(revision)
 }
 
 func (e *entry) rank() rank { return rank{called: e.called, priority: e.priority()} }

@@ -433,3 +433,38 @@ func TestWhatAPodWaitsForTakesTheStreamsOfWhatIsRunning(t *testing.T) {
 		require.Equal(t, []int{1, 7}, held(), "an edit of the config")
 	})
 }
+
+func TestAMountOfARepositoryOfTheHubUsesItsModels(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hub["a"], o.hub["b"] = model.Hub{Repo: "org/x", Revision: "main"}, model.Hub{Repo: "org/y", Revision: "main"}
+		commit := func(n int) string { return fmt.Sprintf("%d%039d", n, 0) }
+		o.put("a", commit(1), map[string][]byte{"w": noise(1, 100)})
+		o.put("b", commit(2), map[string][]byte{"w": noise(2, 100)})
+		cfg := config(root)
+		cfg.Keep = 0
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
+		pods := func(name string) []string { return c.Get().Model(name).Pods }
+		// The pod is there first, and its mount waits for the folder.
+		c.InUse([]model.Use{{Repo: "org/x", By: "ns/all"}, {Repo: "org/x", Revision: commit(1), By: "ns/one"}, {Repo: "org/z", By: "ns/z"}})
+		run(t, c)
+		ready(t, c, "a")
+		ready(t, c, "b")
+		require.Equal(t, []string{"ns/all", "ns/one"}, pods("a"))
+		require.Empty(t, pods("b"))
+
+		o.put("a", commit(3), map[string][]byte{"w": noise(3, 100)})
+		require.NoError(t, ask(t, c, spec("a", "a")))
+		synctest.Wait()
+		s := c.Get().Model("a")
+		require.Equal(t, commit(3), s.Revision)
+		require.Equal(t, []string{"ns/all"}, s.Pods, "the other names the old revision")
+		require.Len(t, s.Old, 1, "which stays for it")
+		require.Equal(t, "in use by ns/all", s.Old[0].InUse, "and for who may have opened it")
+		c.InUse([]model.Use{{Repo: "org/x", Revision: commit(1), By: "ns/one"}})
+		require.Equal(t, "in use by ns/one", c.Get().Model("a").Old[0].InUse)
+		c.InUse(nil)
+		synctest.Wait()
+		require.Empty(t, c.Get().Model("a").Old)
+	})
+}

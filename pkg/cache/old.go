@@ -36,7 +36,7 @@ func (c *Cache) inUse(e *entry, r *record) string {
 		return c.blindness()
 	}
 	for _, u := range c.pods {
-		if u.Model != e.name {
+		if !e.meant(u) {
 			continue
 		}
 		if u.Revision == "" && !u.Since.After(r.Retired) || u.Revision != "" && model.Revision12(u.Revision) == r.short() {

@@ -81,6 +81,7 @@ func (c *Cache) become(e *entry, r *record, done func(*memory)) error {
 	m.LastUse = time.Now()
 	done(&m)
 	err = c.remember(e, m)
+	c.call() // a pod may have waited for this revision, or for something of this repository, to mount it
 	c.publish()
 	c.mu.Unlock()
 

@@ -286,6 +286,7 @@ type Revision struct {
 // Use is a pod on this node that runs with a model.
 type Use struct {
 	Model    string
+	Repo     string // of a hub, in place of Model: all models that come from it
 	Revision string // the one that it names, whole or as Revision12 has it; "": whichever is current when it looks
 	// Since is when it began to run. What was current from then on it may have open.
 	Since time.Time
