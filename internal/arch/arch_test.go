@@ -63,6 +63,7 @@ var home = map[string][]string{
 	"k8s.io/client-go":                           {"pkg/kube"},
 	"github.com/aws/aws-sdk-go-v2":               {"pkg/cache/source/s3"},
 	"github.com/klauspost/compress":              {"pkg/cache/archive"},
+	"github.com/minio/crc64nvme":                 {"pkg/model"},
 	"oras.land/oras-go/v2":                       {"pkg/cache/source/oci"},
 	"golang.org/x/oauth2":                        {"pkg/cache/source/gs", "pkg/cache/source/az"},
 	"github.com/prometheus/exporter-toolkit":     {"cmd/gpu-agent"},

@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"hash"
 	"hash/crc32"
-	"hash/crc64"
 	"strings"
+
+	"github.com/minio/crc64nvme"
 )
 
 // Checksum is what an origin says of content whose sha256 it does not name, as "<kind>:<hexadecimal>";
@@ -42,9 +43,6 @@ func CRC32(sum [4]byte) Checksum { return Checksum(ieee + hex.EncodeToString(sum
 // CRC64NVME is the checksum that S3 keeps of an object unless the uploader chose another, big-endian.
 func CRC64NVME(sum [8]byte) Checksum { return Checksum(nvme + hex.EncodeToString(sum[:])) }
 
-// nvmePolynomial is that of the NVM Express specification (NVM command set 1.0, 5.2.1.3.4), lowest power first.
-const nvmePolynomial = 0x9a6c9329ac4bc9b5
-
 // MD5 is the checksum that Azure keeps of a blob whose uploader sent it.
 func MD5(sum [16]byte) Checksum { return Checksum(md5sum + hex.EncodeToString(sum[:])) }
 
@@ -62,7 +60,7 @@ func (c Checksum) Hash(size int64) (hash.Hash, error) {
 		return crc32.NewIEEE(), nil
 	}
 	if sum, ok := strings.CutPrefix(string(c), nvme); ok && isHex(sum, 16) {
-		return crc64.New(crc64.MakeTable(nvmePolynomial)), nil
+		return crc64nvme.New(), nil
 	}
 	if sum, ok := strings.CutPrefix(string(c), md5sum); ok && isHex(sum, 32) {
 		return md5.New(), nil
