@@ -60,6 +60,20 @@ func (f *File) Flush(off, n int64) { flush(f.file, off, n) }
 // not on the disk, or that another process has mapped, stay. It is a hint.
 func (f *File) Drop(off, n int64) { drop(f.file, off, n) }
 
+// Settle waits until what was written to a range is on the disk, and then is Drop: what is not on the disk yet
+// cannot be dropped. Only Sync makes it durable. An error is of a write that failed, which the kernel
+// tells once: it counts as one of Sync.
+func (f *File) Settle(off, n int64) error {
+	if err := f.disk.step("settle", f.file.Name()); err != nil {
+		return err
+	}
+	if err := settle(f.file, off, n); err != nil {
+		return err
+	}
+	drop(f.file, off, n)
+	return nil
+}
+
 // Resident is how many bytes of the file are in the page cache. Where the kernel cannot say (Linux before
 // 6.5, or a seccomp profile that does not know cachestat), the error is errors.ErrUnsupported.
 func (f *File) Resident() (int64, error) { return resident(f.file) }

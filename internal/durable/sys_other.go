@@ -27,6 +27,8 @@ func preallocate(f *os.File, size int64) error { return f.Truncate(size) }
 
 func flush(*os.File, int64, int64) {}
 
+func settle(*os.File, int64, int64) error { return nil }
+
 func drop(*os.File, int64, int64) {}
 
 func resident(*os.File) (int64, error) { return 0, errors.ErrUnsupported }

@@ -16,6 +16,7 @@ const (
 	rangeTries = 5               // retries of one range without progress worth the name
 	progress   = 64 << 10        // bytes that count as such
 	bufferSize = 512 << 10       // of each stream: larger ones take memory and no less time, smaller ones take a quarter more CPU
+	hashLag    = 2               // ranges of a file that may wait to be hashed
 	saveEvery  = 4               // ranges between journals, all files in progress together; a kill costs up to four times as much
 	saveAfter  = 5 * time.Second // between journals of a file that gets fewer bytes than that
 	openFiles  = 8               // files of a model in progress: the hash of each is bound to one core
@@ -153,7 +154,7 @@ func (f *fetcher) claimLarge(ctx context.Context) (claim, bool) {
 			s.inflight++
 			return claim{slot: s, i: openRange, ctx: ctx}, true
 		}
-		if s.data == nil || best != nil && best.inflight <= s.inflight {
+		if s.data == nil || s.behind() || best != nil && best.inflight <= s.inflight {
 			continue
 		}
 		if i, ok := s.next(); ok && (i != plainRange || f.plains < plainFiles) {
@@ -192,6 +193,10 @@ func (s *slot) next() (int, bool) {
 	}
 	return 0, false
 }
+
+// behind reports whether so much of s waits to be hashed that it may not become more: streams take the
+// processors from who hashes, and what waits takes memory. f.mu is held.
+func (s *slot) behind() bool { return s.hashing && s.contiguous()-s.hashed >= hashLag*s.step }
 
 // release notes how a claim went.
 func (f *fetcher) release(ctx context.Context, c claim, err error) {

@@ -46,7 +46,7 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		from, end := s.hashed, min(s.contiguous(), s.hashed+s.step)
 		var saved journal
 		var err error
-		dropped, hashed := s.dropped, s.hashed
+		dropped := s.dropped
 		// Hash first, so that what is done is not hashed again after a restart, unless hashing falls behind.
 		save := f.enough(s) && (end == from || s.unsaved >= 2*f.bound(s))
 		switch {
@@ -62,12 +62,15 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		f.mu.Unlock()
 		if save {
 			err = f.save(s, func() (journal, error) { return saved, nil })
-			f.drop(s, dropped, hashed)
 		} else {
 			var n int64
 			n, err = io.CopyBuffer(s.hashes(), io.NewSectionReader(s.data, from, end-from), buf)
 			if err == nil && n != end-from {
 				err = io.ErrUnexpectedEOF
+			}
+			if err == nil {
+				// Not what was hashed just now: the disk has had no time for it.
+				err = f.settleRange(s, dropped, from)
 			}
 		}
 		f.mu.Lock()
@@ -77,18 +80,18 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 			}
 			return ours(fmt.Errorf("%s: %w", s.path, err))
 		}
-		if save {
-			s.dropped = hashed
-		} else {
-			s.hashed = end
+		if !save {
+			s.dropped, s.hashed = from, end
+			f.cond.Broadcast()
 		}
 	}
 }
 
-// drop gives back the memory of what is on the disk and hashed: nobody reads it before the model is
-// complete, and it would take the place of pages that somebody does read.
-func (f *fetcher) drop(s *slot, from, to int64) {
-	s.data.Drop(from, to-from)
+// settleRange gives back the memory of what is hashed: nobody reads it before the model is complete, and it
+// would take the place of pages that somebody does read. Pages that go at once are also the next to be
+// written to, which costs a quarter of the first touch of a page that a virtual machine had given away.
+func (j *job) settleRange(s *slot, from, to int64) error {
+	return j.lost(s, s.data.Settle(from, to-from))
 }
 
 // hashes is what the content is written to. It hides all but Write, so that the caller's buffer is used.
@@ -128,7 +131,7 @@ func (f *fetcher) complete(s *slot) error {
 	if err := f.sync(s); err != nil {
 		return ours(err)
 	}
-	f.drop(s, 0, s.file.Size)
+	s.data.Drop(0, s.file.Size)
 	if err := s.data.Chmod(0o444); err != nil {
 		return ours(err)
 	}
@@ -220,10 +223,12 @@ func (j *job) save(s *slot, record func() (journal, error)) error {
 	return j.write(s, saved)
 }
 
-// sync makes a slot's data durable. After a failure the kernel may have dropped the pages and a second
+// sync makes a slot's data durable.
+func (j *job) sync(s *slot) error { return j.lost(s, s.data.Sync()) }
+
+// lost notes that err is of a write that failed. The kernel may have dropped the pages, and a second
 // fdatasync would say nothing of it, so all of the content counts as lost.
-func (j *job) sync(s *slot) error {
-	err := s.data.Sync()
+func (j *job) lost(s *slot, err error) error {
 	if err != nil {
 		j.mu.Lock()
 		defer j.mu.Unlock()
