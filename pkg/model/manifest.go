@@ -16,8 +16,8 @@ import (
 // SumsName is the file in which an origin lists its files with their digests, as sha256sum(1) writes it.
 const SumsName = "SHA256SUMS"
 
-// MaxSums bounds what is read of a SHA256SUMS file, in bytes: room for about ten thousand files.
-const MaxSums = 1 << 20
+// MaxSums bounds what is read of a SHA256SUMS file, in bytes: room for 100,000 files with paths of 100.
+const MaxSums = 16 << 20
 
 // NewManifest sorts files and names their revision: a hash over each path, size and digest, or checksum
 // or version where the origin gives no digest. It takes ownership of files. It refuses paths that CheckPath refuses,
@@ -106,7 +106,7 @@ func SetDigests(files []File, text []byte, want Digest, where string) error {
 		return &Error{Reason: reason, Final: true, Text: where, Err: err}
 	}
 	if len(text) > MaxSums {
-		return bad("BadSums", errors.New("larger than 1 MiB"))
+		return bad("BadSums", errors.New("larger than 16 MiB"))
 	}
 	if sum := sha256.Sum256(text); want != "" && hex.EncodeToString(sum[:]) != string(want) {
 		return bad("WrongDigest", fmt.Errorf("its sha256 is %x, the source says %s", sum, want))

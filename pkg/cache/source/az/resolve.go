@@ -211,7 +211,7 @@ func file(ref model.Ref, b blob, name, below string) (model.File, error) {
 func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
 	at := fmt.Sprintf("%s: blob %s", ref, quoted(sums.Key))
 	if sums.Size > model.MaxSums {
-		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 1 MiB")}
+		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 16 MiB")}
 	}
 	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
 	if err != nil {

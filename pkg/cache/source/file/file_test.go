@@ -142,7 +142,7 @@ func TestASumsFileIsHeldToItsWord(t *testing.T) {
 		"missing": {zeros + "  b\n", "NotFound", `it names "b", which is not there`},
 		"garbage": {"<html>", "BadSums", "line 1"},
 		"climbs":  {zeros + "  ../a\n", "BadSums", "line 1"},
-		"large":   {strings.Repeat(" \n", 600_000), "BadSums", "larger than 1 MiB"},
+		"large":   {strings.Repeat(" \n", 9_000_000), "BadSums", "larger than 16 MiB"},
 	} {
 		write(t, filepath.Join(dir, name, "a"), "a")
 		write(t, filepath.Join(dir, name, model.SumsName), want.sums)

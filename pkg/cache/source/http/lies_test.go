@@ -214,7 +214,7 @@ func TestResolveRefusesABadListOfFiles(t *testing.T) {
 	}{
 		"traversal":    {answer(200, hex+"  ../../etc/passwd\n"), "/d/", "BadSums", "line 1: file path"},
 		"a web page":   {answer(200, "<html>"), "/d/", "BadSums", "/d/SHA256SUMS: line 1: want <sha256>"},
-		"too large":    {answer(200, strings.Repeat(" \n", 600_000)), "/d/SHA256SUMS", "BadSums", "larger than 1 MiB"},
+		"too large":    {answer(200, strings.Repeat(" \n", 9_000_000)), "/d/SHA256SUMS", "BadSums", "larger than 16 MiB"},
 		"not there":    {answer(404, ""), "/d/", "NotFound", "/d/SHA256SUMS: not there: a directory needs one"},
 		"other digest": {answer(200, hex+"  a\n"), "/d/#sha256=" + hex, "WrongDigest", "the source says abab"},
 		"root":         {answer(200, ""), "", "BadSums", "/SHA256SUMS: it lists no file"},

@@ -87,7 +87,7 @@ func (s *Source) sums(ctx context.Context, ref model.Ref, key string) ([]model.F
 		return nil, web.SendError(req.URL, err)
 	}
 	if len(text) > model.MaxSums {
-		return nil, &model.Error{Reason: "BadSums", Final: true, Text: fmt.Sprintf("%s: larger than 1 MiB", web.Bare(req.URL))}
+		return nil, &model.Error{Reason: "BadSums", Final: true, Text: fmt.Sprintf("%s: larger than 16 MiB", web.Bare(req.URL))}
 	}
 	if sum := sha256.Sum256(text); ref.Digest != "" && hex.EncodeToString(sum[:]) != string(ref.Digest) {
 		return nil, &model.Error{Reason: "WrongDigest", Final: true,

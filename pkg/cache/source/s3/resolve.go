@@ -138,7 +138,7 @@ func (s *Source) nothing(ref model.Ref) error {
 func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
 	at := fmt.Sprintf("%s: object %s", ref, sums.Key)
 	if sums.Size > model.MaxSums {
-		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 1 MiB")}
+		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 16 MiB")}
 	}
 	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
 	if err != nil {

@@ -101,9 +101,9 @@ func TestSumsMustMatchWhatIsThere(t *testing.T) {
 	put("m/a", []byte("a"), nil)
 	s, ref := newSource(t, endpoint), parse(t, "s3://models/m")
 	for text, want := range map[string]string{
-		sum("a") + "  gone\n":        `object m/SHA256SUMS: it names "gone", which is not there`,
-		"<html>":                     "object m/SHA256SUMS: line 1: want <sha256>",
-		strings.Repeat(" ", 1<<20+1): "object m/SHA256SUMS: larger than 1 MiB",
+		sum("a") + "  gone\n":                `object m/SHA256SUMS: it names "gone", which is not there`,
+		"<html>":                             "object m/SHA256SUMS: line 1: want <sha256>",
+		strings.Repeat(" ", model.MaxSums+1): "object m/SHA256SUMS: larger than 16 MiB",
 	} {
 		put("m/SHA256SUMS", []byte(text), nil)
 		_, err := s.Resolve(t.Context(), ref)
