@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,6 +42,21 @@ func TestWhatAPodNeedsIsInItsAnnotationAndItsVolumes(t *testing.T) {
 	require.Equal(t, append([]model.Use{use("llama", "", true), use("mistral", "abc", true), x}, mounted...), uses)
 	require.Len(t, problems, 2)
 	require.ErrorContains(t, problems[1], "hf://other/y: not among")
+}
+
+func TestWhatPodsAskForInVainIsShown(t *testing.T) {
+	const refused = "pod ns/p asks for model x: nobody knows it"
+	s := &state{Snapshot: &gpu.Snapshot{}, Cache: &model.Inventory{Refused: []string{refused}}}
+	for name, show := range map[string]func(io.Writer) error{
+		"models ls":      func(w io.Writer) error { return printModels(w, s.Cache) },
+		"status":         s.print,
+		"page":           func(w io.Writer) error { return writePage(w, s) },
+		"models explain": func(w io.Writer) error { return printExplanation(w, model.Explanation{Refused: s.Cache.Refused}) },
+	} {
+		var out strings.Builder
+		require.NoError(t, show(&out))
+		require.Contains(t, out.String(), refused, name)
+	}
 }
 
 func TestWhichModelsAreForThisNode(t *testing.T) {

@@ -56,6 +56,9 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	line("STATE", progress(x.Status))
 	line("WHY", why(x))
 	line("ASKED FOR", strings.TrimPrefix(askers(x), " and "))
+	for _, refused := range x.Refused {
+		line("REFUSED", refused)
+	}
 	if len(x.Pods) > 0 {
 		line("USED BY", strings.Join(x.Pods, ", "))
 	}

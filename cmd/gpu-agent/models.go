@@ -71,6 +71,9 @@ func printModels(out io.Writer, inv *model.Inventory) error {
 				map[bool]string{true: "yes"}[r.Pinned], lastUsed(r.LastUse), m.Source, oldNote(r))
 		}
 	}
+	for i, refused := range inv.Refused {
+		fmt.Fprintf(w, "%s%s\n", map[bool]string{true: "\n"}[i == 0], refused)
+	}
 	return w.Flush()
 }
 

@@ -73,6 +73,9 @@ func (s *state) print(out io.Writer) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), m.Message)
 		}
 		fmt.Fprintf(w, "cache %s\t%s used, %s reserved, of %s\n", s.Cache.Root, formatBytes(s.Cache.Used), formatBytes(s.Cache.Reserved), formatBytes(s.Cache.Limit))
+		for _, refused := range s.Cache.Refused {
+			fmt.Fprintln(w, refused)
+		}
 	}
 	fmt.Fprintf(w, "\nPART\tREADY\tWHY NOT\n")
 	ready := s.ready()

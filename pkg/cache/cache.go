@@ -170,6 +170,7 @@ func (c *Cache) publish() {
 	if c.blind != "" {
 		inv.Problems = append(inv.Problems, model.Problem{Reason: "PodsUnknown", Message: c.blindness()})
 	}
+	inv.Refused = c.refusals("")
 	for _, e := range c.models {
 		if e.asked() || e.listed || e.visible != nil || e.removing || e.busy != nil || len(e.old) > 0 {
 			inv.Models = append(inv.Models, c.status(e))

@@ -1,8 +1,10 @@
 package cache
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -85,6 +87,49 @@ func (c *Cache) call() {
 			c.streams.prefer(e.job, e.rank())
 		}
 	}
+}
+
+// refusals are what pods ask for and do not get, of one model or ("") of all. c.mu is held.
+func (c *Cache) refusals(name string) (texts []string) {
+	for of, text := range c.refused {
+		if name == "" || name == of {
+			texts = append(texts, text)
+		}
+	}
+	for _, u := range c.pods {
+		if e := c.models[u.Model]; u.Pull && e != nil && c.refused[u.Model] == "" && (name == "" || name == e.name) {
+			if why := e.lacks(u.Revision); why != "" {
+				texts = append(texts, fmt.Sprintf("pod %s asks for %s@%s, %s", u.By, u.Model, u.Revision, why))
+			}
+		}
+	}
+	slices.Sort(texts)
+	return slices.Compact(texts)
+}
+
+// lacks says why a revision that a pod names does not come; "" where it is here, or may come. A pod has twelve
+// characters of it, and by those no origin finds one.
+func (e *entry) lacks(revision string) string {
+	origin := cmp.Or(e.seen, e.memory.Origin)
+	if revision == "" || origin == "" && e.visible == nil {
+		return ""
+	}
+	short := model.Revision12(revision)
+	var here []string
+	for _, r := range e.records() {
+		if r.short() == short {
+			return ""
+		}
+		here = append(here, r.short())
+	}
+	if model.Revision12(origin) == short && !e.held() {
+		return "" // on its way
+	}
+	has := "which is not on this node"
+	if len(here) > 0 {
+		has += " (here is " + strings.Join(here, ", ") + ")"
+	}
+	return fmt.Sprintf("%s and not what %s stands for: pull it from a source that names the whole revision", has, e.origin())
 }
 
 // meant reports whether a pod uses e, in whatever revision.

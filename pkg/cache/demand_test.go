@@ -468,3 +468,37 @@ func TestAMountOfARepositoryOfTheHubUsesItsModels(t *testing.T) {
 		require.Empty(t, c.Get().Model("a").Old)
 	})
 }
+
+func TestARevisionThatAPodNamesAndThatDoesNotComeIsSaid(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "111111111111ff", map[string][]byte{"w": noise(1, 100)})
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{demanded("a")})
+		of := func(revision string) model.Use {
+			return model.Use{Model: "a", Revision: revision, By: "ns/p", Pull: true}
+		}
+		c.InUse([]model.Use{of("000000000000")})
+		require.Empty(t, c.Get().Refused, "the origin has not said yet what it has")
+		run(t, c)
+		ready(t, c, "a")
+		why := "pod ns/p asks for a@000000000000, which is not on this node (here is 111111111111) and not what mem://a stands for: " +
+			"pull it from a source that names the whole revision"
+		require.Equal(t, []string{why}, c.Get().Refused)
+		x, err := c.Explain("a")
+		require.NoError(t, err)
+		require.Equal(t, []string{why}, x.Refused)
+
+		c.InUse([]model.Use{of("111111111111")})
+		require.Empty(t, c.Get().Refused)
+		o.put("a", "222222222222ff", map[string][]byte{"w": noise(2, 100)})
+		require.NoError(t, ask(t, c, spec("a", "a")))
+		synctest.Wait()
+		require.Equal(t, "222222222222ff", c.Get().Model("a").Revision)
+		require.Empty(t, c.Get().Refused, "the old one is here")
+		c.InUse([]model.Use{of("222222222222"), {Model: "b", By: "ns/q", Pull: true}})
+		require.Equal(t, []string{"pod ns/q asks for model b: the config does not name it, and nobody pulled it"}, c.Get().Refused)
+		_, err = c.Rollback(t.Context(), "a", "")
+		require.NoError(t, err)
+		require.Len(t, c.Get().Refused, 1, "what was current is old, and kept for its pod")
+	})
+}

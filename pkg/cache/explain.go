@@ -14,15 +14,15 @@ func (c *Cache) Explain(name string) (model.Explanation, error) {
 	}
 	c.mu.Lock()
 	e := c.models[name]
-	refused := c.refused[name]
+	refused := c.refusals(name)
 	if e == nil || !e.asked() && !e.listed && len(e.records()) == 0 {
 		c.mu.Unlock()
-		if refused != "" {
-			return model.Explanation{}, &model.Error{Reason: "NotFound", Final: true, Text: refused}
+		if len(refused) > 0 {
+			return model.Explanation{}, &model.Error{Reason: "NotFound", Final: true, Text: refused[0]}
 		}
 		return model.Explanation{}, notFound(name)
 	}
-	x := model.Explanation{Status: c.status(e), Limit: c.limit,
+	x := model.Explanation{Status: c.status(e), Limit: c.limit, Refused: refused,
 		Wished: e.memory.Wished, PinnedByConfig: e.listed && e.spec.Pinned, PinnedByCommand: e.memory.Pinned}
 	x.LastUse = e.lastUse()
 	used, reserved := c.ledger()

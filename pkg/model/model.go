@@ -324,6 +324,7 @@ type Explanation struct {
 	Limit           int64    `json:"limit"`             // bytes
 	KeptFree        int64    `json:"keptFree"`          // bytes of the filesystem that stay free
 	KeptFreeWhy     string   `json:"keptFreeWhy"`       // for people
+	Refused         []string `json:"refused,omitempty"` // what pods ask for of it and do not get, and why, for people
 }
 
 // Inventory is what the cache holds at one moment. Immutable.
@@ -336,6 +337,7 @@ type Inventory struct {
 	Reserved int64     `json:"reserved"` // bytes promised to downloads and not yet written
 
 	Problems []Problem `json:"problems,omitempty"` // of the cache as a whole; sorted by reason
+	Refused  []string  `json:"refused,omitempty"`  // what pods ask for and do not get, and why, for people; sorted
 
 	// Counters since the agent started.
 	Fetched  int64            `json:"fetched"`            // bytes from origins
