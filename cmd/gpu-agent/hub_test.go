@@ -10,7 +10,7 @@ import (
 )
 
 // handleHub has mux speak the hub's protocol for two models of one content: org/tiny, and org/damaged, whose
-// config.json is not of the git object that the hub names.
+// config.json is not of the git object that the hub names; and ModelScope's for org/tiny.
 func handleHub(mux *http.ServeMux, content string) {
 	const config, commit = "{\"model_type\":\"llama\"}\n", "0123456789abcdef0123456789abcdef01234567"
 	file := func(of string) func(http.ResponseWriter, *http.Request) {
@@ -28,4 +28,12 @@ func handleHub(mux *http.ServeMux, content string) {
 		mux.HandleFunc("/"+name+"/resolve/"+commit+"/config.json", file(config))
 		mux.HandleFunc("/"+name+"/resolve/"+commit+"/model.safetensors", file(content))
 	}
+	mux.HandleFunc("/api/v1/models/org/tiny/repo/files", file(fmt.Sprintf(
+		`{"Code":200,"Data":{"Files":[{"Type":"blob","Path":"config.json","Size":%d,"Sha256":"%x","Revision":"%s"}]}}`,
+		len(config), sha256.Sum256([]byte(config)), commit)))
+	mux.HandleFunc("/api/v1/models/org/tiny/repo", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("Revision") == commit && r.URL.Query().Get("FilePath") == "config.json" {
+			file(config)(w, r)
+		}
+	})
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
 	httpsource "github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hub"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/ms"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
@@ -39,12 +41,17 @@ func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.oci: %w", err)}
 	}
-	hub, err := hf.New(hf.Config{
-		Endpoint: c.HF.Endpoint, Mirrors: c.HF.Mirrors, TokenFile: c.HF.TokenFile, CAFile: c.HF.CAFile, Proxy: c.HF.Proxy,
-		AllowPickle: c.HF.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
-	})
+	of := func(c config.SourceHub) hub.Config {
+		return hub.Config{Endpoint: c.Endpoint, Mirrors: c.Mirrors, TokenFile: c.TokenFile, CAFile: c.CAFile, Proxy: c.Proxy,
+			AllowPickle: c.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams}
+	}
+	huggingFace, err := hf.New(of(c.HF))
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.hf: %w", err)}
+	}
+	modelScope, err := ms.New(of(c.MS))
+	if err != nil {
+		return nil, usageError{fmt.Errorf("cache.sources.ms: %w", err)}
 	}
 	local, err := file.New(file.Config{Roots: c.File.Roots})
 	if err != nil {
@@ -64,7 +71,8 @@ func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.az: %w", err)}
 	}
-	return map[string]cache.Source{"https": pages, "http": pages, "s3": bucket, "oci": registry, "hf": hub, "file": local, "gs": google, "az": azure}, nil
+	return map[string]cache.Source{"https": pages, "http": pages, "s3": bucket, "oci": registry, "hf": huggingFace, "ms": modelScope,
+		"file": local, "gs": google, "az": azure}, nil
 }
 
 func mirrors(list []config.Mirror) (all []web.Mirror) {

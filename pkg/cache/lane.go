@@ -137,7 +137,7 @@ func (l *lane) shut(now time.Time) time.Duration { return max(0, l.until.Sub(now
 
 // oneEndpoint are the schemes all of whose references go to the same few hosts, whatever is in the
 // reference in a host's place.
-var oneEndpoint = map[string]bool{"s3": true, "gs": true, "hf": true, "az": true}
+var oneEndpoint = map[string]bool{"s3": true, "gs": true, "hf": true, "ms": true, "az": true}
 
 // originOf tells origins apart, as far as a reference shows them.
 func originOf(ref model.Ref) string {

@@ -288,7 +288,8 @@ func Default() Config {
 			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			KeepFree: Share{Percent: 15}, KubeletConfig: "/var/lib/kubelet/config.yaml",
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
-				HF: SourceHF{Endpoint: "https://huggingface.co", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
+				HF: SourceHub{Endpoint: "https://huggingface.co", Mirrors: []string{}},
+				MS: SourceHub{Endpoint: "https://modelscope.cn", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
 		},
 	}
 }
@@ -425,7 +426,7 @@ func (s Simulation) check(f *file) {
 }
 
 // Schemes are the sources that there are. A table: nobody changes it.
-var Schemes = []string{"https", "http", "s3", "oci", "hf", "file", "gs", "az"}
+var Schemes = []string{"https", "http", "s3", "oci", "hf", "ms", "file", "gs", "az"}
 
 func (c *Cache) check(f *file) {
 	f.absolute("cache.root", c.Root)

@@ -115,7 +115,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"keys of one line": {head + "cache: {limit: 9999999Ei, streams: 99999999999999999999}\n",
 			"c.yaml:3: cache.limit: want a size of whole bytes above 0 and below 8Ei, got \"9999999Ei\"\nc.yaml:3: cache.streams: want a whole number, got float `9999999...`"},
 		"what parsed is checked too": {head + "cache:\n  models:\n  - {name: a, source: \"ftp://h/f\"}\n  - {name: b, source: \"https://u:p@h/f\"}\n",
-			"c.yaml:5: cache.models[0].source: want one of https, http, s3, oci, hf, file, gs, az, got \"ftp\"\nc.yaml:6: cache.models[1].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
+			"c.yaml:5: cache.models[0].source: want one of https, http, s3, oci, hf, ms, file, gs, az, got \"ftp\"\nc.yaml:6: cache.models[1].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
 		"listen":                  {head + "http: {listen: banana}\n", `c.yaml:3: http.listen: want [address]:port, such as :9400, got "banana"`},
 		"port":                    {head + "http: {listen: \":99999\"}\n", `c.yaml:3: http.listen: want a port number of 0 to 65535, got "99999"`},
 		"no socket":               {head + "http: {socket: \"\"}\n", `c.yaml:3: http.socket: want an absolute path, got ""`},
@@ -141,7 +141,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 				"c.yaml:8: cache.sources.oci.mirrors[0].url: want http(s)://host[:port] without credentials, such as https://mirror.example\n" +
 				"c.yaml:8: cache.sources.oci.mirrors[0].of: want the host[:port] that it is a mirror of, such as registry.example\n" +
 				"c.yaml:10: cache.sources.s3.mirrors: unknown key: see the reference for those that there are"},
-		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, oci, hf, file, gs, az, got "ftp"`},
+		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, oci, hf, ms, file, gs, az, got "ftp"`},
 		"refresh":          {head + "cache: {refresh: 30s}\n", "c.yaml:3: cache.refresh: want 0s (never) or at least 1m, got 30s"},
 		"model's refresh":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, refresh: -1h}\n", "c.yaml:5: cache.models[0].refresh: want 0s (never) or at least 1m, got -1h0m0s"},
 		"keep":             {head + "cache: {keep: -1}\n", "c.yaml:3: cache.keep: want 0 to 100 old revisions, got -1"},
@@ -151,7 +151,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"model name":       {head + "cache:\n  models:\n  - name: Org/Model\n    source: s3://b/p\n", `c.yaml:5: cache.models[0].name: model name "Org/Model": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
 		"two of one name":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n", `c.yaml:6: cache.models[1].name: "a" is also the name of cache.models[0]: names must differ`},
 		"file with a host": {head + "cache:\n  models:\n  - name: a\n    source: file://mnt/m\n", "c.yaml:6: cache.models[0].source: source file://mnt/m: want file:///absolute/path, with three slashes"},
-		"filter, not hf":   {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, allowPickle: true}\n", "c.yaml:5: cache.models[0].source: include, exclude and allowPickle are for hf:// sources: remove them, or name another source"},
+		"filter, not hf":   {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, allowPickle: true}\n", "c.yaml:5: cache.models[0].source: include, exclude and allowPickle are for hf:// and ms:// sources: remove them, or name another source"},
 		"filter, bad":      {head + "cache:\n  models:\n  - {name: a, source: hf://o/n, include: ['[']}\n", `c.yaml:5: cache.models[0].include: pattern "[": want one such as *.safetensors, original/ or model-?.gguf`},
 		"filter, query":    {head + "cache:\n  models:\n  - {name: a, source: 'hf://o/n?a=b'}\n", `c.yaml:5: cache.models[0].source: query "a=b": want include=<pattern>, exclude=<pattern>, allowPickle=true`},
 		"filter, twice":    {head + "cache:\n  models:\n  - {name: a, source: 'hf://o/n?include=a', exclude: [b]}\n", "c.yaml:5: cache.models[0].source: want the choice of files either in the source's query or in include, exclude and allowPickle"},

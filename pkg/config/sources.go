@@ -14,7 +14,8 @@ type Sources struct {
 	HTTP SourceHTTP `yaml:"http"`
 	S3   SourceS3   `yaml:"s3"`
 	OCI  SourceOCI  `yaml:"oci"`
-	HF   SourceHF   `yaml:"hf"`
+	HF   SourceHub  `yaml:"hf"`
+	MS   SourceHub  `yaml:"ms"`
 	File SourceFile `yaml:"file"`
 	GS   SourceGS   `yaml:"gs"`
 	AZ   SourceAZ   `yaml:"az"`
@@ -56,8 +57,8 @@ type SourceOCI struct {
 	Mirrors         []Mirror `yaml:"mirrors"`
 }
 
-// SourceHF is for hf:// origins, the Hugging Face hub or what speaks its protocol.
-type SourceHF struct {
+// SourceHub is for hf:// and ms:// origins: a hub of models, or what speaks its protocol.
+type SourceHub struct {
 	Endpoint    string   `yaml:"endpoint"`
 	Mirrors     []string `yaml:"mirrors"`
 	TokenFile   string   `yaml:"tokenFile"`
@@ -111,14 +112,16 @@ func (s Sources) check(f *file) {
 			}
 		}
 	}
-	for kind, proxy := range map[string]string{"http": s.HTTP.Proxy, "s3": s.S3.Proxy, "oci": s.OCI.Proxy, "hf": s.HF.Proxy, "gs": s.GS.Proxy, "az": s.AZ.Proxy} {
+	for kind, proxy := range map[string]string{"http": s.HTTP.Proxy, "s3": s.S3.Proxy, "oci": s.OCI.Proxy, "hf": s.HF.Proxy, "ms": s.MS.Proxy, "gs": s.GS.Proxy, "az": s.AZ.Proxy} {
 		if u, err := url.Parse(proxy); proxy != "" && (err != nil || u.Host == "" || u.User != nil) {
 			f.wrong("cache.sources."+kind+".proxy", "want http://host:port without credentials; one that asks for a login goes into HTTPS_PROXY")
 		}
 	}
-	f.server("cache.sources.hf.endpoint", s.HF.Endpoint, "https://huggingface.co")
-	for i, m := range s.HF.Mirrors {
-		f.server(fmt.Sprintf("cache.sources.hf.mirrors[%d]", i), m, "https://hub.example")
+	for kind, hub := range map[string]SourceHub{"hf": s.HF, "ms": s.MS} {
+		f.server("cache.sources."+kind+".endpoint", hub.Endpoint, "https://"+map[string]string{"hf": "huggingface.co", "ms": "modelscope.cn"}[kind])
+		for i, m := range hub.Mirrors {
+			f.server(fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i), m, "https://hub.example")
+		}
 	}
 	for i, dir := range s.File.Roots {
 		at := fmt.Sprintf("cache.sources.file.roots[%d]", i)
@@ -153,9 +156,9 @@ func (m Model) ref() model.Ref {
 // checkFilter checks which of its files the model at a path asks for.
 func (m Model) checkFilter(f *file, at string) {
 	given := m.filter()
-	if m.Source.Scheme != "hf" {
+	if !m.Source.OfHub() {
 		if given.Query() != "" {
-			f.wrong(at+".source", "include, exclude and allowPickle are for hf:// sources: remove them, or name another source")
+			f.wrong(at+".source", "include, exclude and allowPickle are for hf:// and ms:// sources: remove them, or name another source")
 		}
 		return
 	}

@@ -91,10 +91,10 @@ func (s *SourceURL) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// MarshalYAML implements yaml.Marshaler. A query may hold a signature and is not shown, but for hf, where
+// MarshalYAML implements yaml.Marshaler. A query may hold a signature and is not shown, but for a hub, where
 // it chooses files.
 func (s SourceURL) MarshalYAML() (any, error) {
-	if s.Scheme == "hf" {
+	if s.OfHub() {
 		return s.URL(), nil
 	}
 	if s.Digest != "" {

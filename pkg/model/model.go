@@ -33,7 +33,7 @@ func isHex(s string, n int) bool {
 // Ref names where a model comes from, such as "s3://bucket/prefix" or
 // "https://host/model.safetensors#sha256=…". It never carries credentials.
 type Ref struct {
-	Scheme string // "https", "http", "s3", "oci", "hf", "file", "gs", "az"
+	Scheme string // "https", "http", "s3", "oci", "hf", "ms", "file", "gs", "az"
 	Host   string // host[:port], the registry, the bucket or the organization; "" for file
 	Path   string // with its leading slash; "" allowed
 	Query  string // without "?"
@@ -93,10 +93,13 @@ func (r Ref) URL() string {
 	return r.String() + "?" + r.Query
 }
 
+// OfHub reports whether r names a repository of a hub: a revision follows an @, and the query is a Filter.
+func (r Ref) OfHub() bool { return r.Scheme == "hf" || r.Scheme == "ms" }
+
 // Fixed reports whether what r names cannot change: a digest, a commit.
 func (r Ref) Fixed() bool {
 	at := r.Path[strings.LastIndexByte(r.Path, '@')+1:]
-	return r.Digest != "" || r.Scheme == "oci" && strings.Contains(r.Path, "@") || r.Scheme == "hf" && isHex(at, 40)
+	return r.Digest != "" || r.Scheme == "oci" && strings.Contains(r.Path, "@") || r.OfHub() && isHex(at, 40)
 }
 
 var nameForm = lazyregexp.New(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
