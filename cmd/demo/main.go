@@ -167,6 +167,7 @@ cache:
   limit: 1Gi
   keepFree: 0%%
   kubeletConfig: ""
+  demand: {source: none}
   models:
   - {name: %s, source: %q}
 `, listen, socket, filepath.Join(dir, "labels"), filepath.Join(dir, "cache"), modelName, source)

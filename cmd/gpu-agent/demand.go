@@ -20,6 +20,7 @@ type need struct {
 	off     bool // nobody looks
 	unknown string
 	uses    []model.Use
+	unseen  string // why uses may be out of date, or are none
 }
 
 // addDemand adds the parts that see what the pods of this node need, and that judge which models are for it.
@@ -106,7 +107,7 @@ func (a *agent) needOf(c config.Config, list kube.PodList, said map[string]bool)
 	if !list.Known {
 		return need{unknown: cmp.Or(list.Problem, "the pods of this node have not been listed yet")}
 	}
-	var n need
+	n := need{unseen: list.Problem}
 	for _, p := range list.Pods {
 		uses, problems := usesOf(p, c.Cache.Demand, hostModels(c))
 		n.uses = append(n.uses, uses...)
@@ -175,4 +176,5 @@ func (n need) tell(c *cache.Cache) {
 	default:
 		c.InUse(n.uses)
 	}
+	c.Unseen(n.unseen)
 }

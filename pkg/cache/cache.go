@@ -52,6 +52,7 @@ type Cache struct {
 	pods     []model.Use       // what runs on this node with a model
 	blind    string            // why it is not known what does; "" where it is
 	ails     model.Problem     // of the disk; zero: nothing
+	unseen   string            // why the pods are not seen now; "" where they are
 	refused  map[string]string // why what a pod asks for is not pulled, by the model's name
 	closed   bool              // no Import begins
 	scrubbed model.Scrub
@@ -169,6 +170,10 @@ func (c *Cache) publish() {
 	}
 	if c.blind != "" {
 		inv.Problems = append(inv.Problems, model.Problem{Reason: "PodsUnknown", Message: c.blindness()})
+	}
+	if c.unseen != "" {
+		inv.Problems = append(inv.Problems, model.Problem{Reason: "PodsUnseen", Message: "the pods of this node are not seen: " +
+			"what they ask for is not followed, and what they use is known by opens alone, or as it was last seen: " + c.unseen})
 	}
 	inv.Refused = c.refusals("")
 	for _, e := range c.models {

@@ -29,6 +29,16 @@ func (c *Cache) Unsure(why string) {
 	c.changed()
 }
 
+// Unseen says why pods are not seen now, "" where they are. What InUse or Unsure said last holds all the same.
+func (c *Cache) Unseen(why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unseen != why {
+		c.unseen = why
+		c.publish()
+	}
+}
+
 func (c *Cache) blindness() string {
 	return "which models the pods on this node use is not known, so nothing is evicted: " + c.blind
 }

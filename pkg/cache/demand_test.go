@@ -502,3 +502,15 @@ func TestARevisionThatAPodNamesAndThatDoesNotComeIsSaid(t *testing.T) {
 		require.Len(t, c.Get().Refused, 1, "what was current is old, and kept for its pod")
 	})
 }
+
+func TestPodsThatAreNotSeenAreAProblemUntilTheyAre(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		c := open(t, config(root), o)
+		c.InUse(nil)
+		c.Unseen("no socket")
+		require.Equal(t, []model.Problem{{Reason: "PodsUnseen", Message: "the pods of this node are not seen: what they ask for is not followed, " +
+			"and what they use is known by opens alone, or as it was last seen: no socket"}}, c.Get().Problems)
+		c.Unseen("")
+		require.Empty(t, c.Get().Problems)
+	})
+}

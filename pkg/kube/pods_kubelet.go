@@ -14,11 +14,14 @@ import (
 	podsapi "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 )
 
+// elsewhere is what helps where the kubelet does not.
+const elsewhere = " set cache.demand.source: apiserver (docs/models.md)"
+
 // fromKubelet follows the kubelet's Pods API (KEP-4188, beta and on by default since 1.37).
 func (p *Pods) fromKubelet(ctx context.Context, seen *sight) error {
 	socket := p.cfg.PodsSocket
 	if _, err := os.Stat(socket); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: there is no %s: the kubelet has its Pods API since Kubernetes 1.37 (in 1.36 behind the feature gate PodsAPI)", errNotOffered, socket)
+		return fmt.Errorf("%w: there is no %s: mount its folder; the kubelet has its Pods API since Kubernetes 1.37 (in 1.36 behind the feature gate PodsAPI); for older ones%s", errNotOffered, socket, elsewhere)
 	}
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
@@ -34,7 +37,7 @@ func (p *Pods) fromKubelet(ctx context.Context, seen *sight) error {
 		}
 	}
 	if status.Code(err) == codes.Unimplemented {
-		return fmt.Errorf("%w: the kubelet at %s has no Pods API v1alpha1: %w", errNotOffered, socket, err)
+		return fmt.Errorf("%w: the kubelet at %s has no Pods API v1alpha1:%s: %w", errNotOffered, socket, elsewhere, err)
 	}
 	return fmt.Errorf("kubelet's Pods API at %s: %w", socket, err)
 }

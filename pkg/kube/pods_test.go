@@ -203,7 +203,8 @@ func TestAKubeletWithoutThePodsAPIIsNoRiddle(t *testing.T) {
 	running(t, p)
 	l := until(t, p, func(l PodList) bool { return l.Problem != "" })
 	require.True(t, l.Known, "nothing will be known: nobody must wait for it")
-	require.Contains(t, l.Problem, "there is no "+socket+": the kubelet has its Pods API since Kubernetes 1.37")
+	require.Contains(t, l.Problem, "there is no "+socket+": mount its folder; the kubelet has its Pods API since Kubernetes 1.37")
+	require.Contains(t, l.Problem, "for older ones set cache.demand.source: apiserver")
 
 	t.Cleanup(serve(t, socket, podsapi.UnimplementedPodsServer{}))
 	l = until(t, p, func(l PodList) bool { return strings.Contains(l.Problem, "has no Pods API v1alpha1") })
