@@ -91,19 +91,10 @@ func TestContractOnAzurite(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, prefix := newSource(t, c.config), strings.ReplaceAll(name, " ", "-")+"/"
-			sourcetest.Contract(t, sourcetest.Origin{
-				Source: s,
-				Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-					blob(t, c.container+"/"+prefix+name+"-other/x", []byte{1})
-					for p, b := range files {
-						blob(t, c.container+"/"+prefix+name+"/"+p, b)
-					}
-					return parse(t, "az://"+account+"/"+c.container+"/"+prefix+name)
-				},
-				Change:  func(t *testing.T, name, path string, b []byte) { blob(t, c.container+"/"+prefix+name+"/"+path, b) },
-				Missing: parse(t, "az://"+account+"/"+c.container+"/missing"),
-			})
-			m, err := s.Resolve(t.Context(), parse(t, "az://"+account+"/"+c.container+"/"+prefix+"contract/config.json"))
+			sourcetest.Contract(t, sourcetest.Store{Source: s, Root: "az://" + account + "/" + c.container + "/" + prefix,
+				Put: func(t *testing.T, key string, b []byte) { blob(t, c.container+"/"+prefix+key, b) },
+			}.Origin(t, "az://"+account+"/"+c.container+"/missing", false))
+			m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://"+account+"/"+c.container+"/"+prefix+"contract/config.json"))
 			require.NoError(t, err)
 			require.Equal(t, "config.json", m.Files[0].Path)
 			require.Contains(t, string(m.Files[0].Check), "md5:")
@@ -120,7 +111,7 @@ func TestContractOnAzurite(t *testing.T) {
 		"a wrong key":    {az.Config{Endpoint: endpoint, CredentialsFile: file(t, "AccountName="+account+";AccountKey=c0VjUmVU")}, "az://" + account + "/models/x", "Forbidden", "(AuthorizationFailure)"},
 		"an expired SAS": {az.Config{Endpoint: endpoint, CredentialsFile: file(t, "AccountName="+account+";SharedAccessSignature="+strings.Replace(signature(t), "se=20", "se=19", 1))}, "az://" + account + "/models/x", "Forbidden", "not expired"},
 	} {
-		_, err := newSource(t, c.config).Resolve(t.Context(), parse(t, c.ref))
+		_, err := newSource(t, c.config).Resolve(t.Context(), sourcetest.Ref(t, c.ref))
 		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
 		require.ErrorContains(t, err, c.text, name)
 		require.True(t, model.IsFinal(err), name)

@@ -35,12 +35,6 @@ func newSource(t *testing.T, c az.Config) *az.Source {
 	return s
 }
 
-func parse(t *testing.T, s string) model.Ref {
-	ref, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return ref
-}
-
 func file(t *testing.T, text string) string {
 	name := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(name, []byte(text), 0o600))
@@ -138,24 +132,24 @@ func (st *store) list(w http.ResponseWriter, query url.Values) {
 	fmt.Fprintf(w, "</Blobs><NextMarker>%s</NextMarker></EnumerationResults>", html.EscapeString(next))
 }
 
+func (st *store) of(s *az.Source) sourcetest.Store {
+	return sourcetest.Store{Source: s, Root: "az://acct/models/",
+		Put: func(_ *testing.T, key string, b []byte) { st.put(key, b, "<ResourceType>file</ResourceType>", "") },
+		Dir: func(_ *testing.T, key string) {
+			if strings.Contains(key, "/") {
+				st.put(key, nil, "", "<hdi_isfolder>true</hdi_isfolder>")
+			} else {
+				st.put(key, nil, "<ResourceType>directory</ResourceType>", "")
+			}
+		},
+	}
+}
+
 func TestContract(t *testing.T) {
 	st, endpoint := newStore(t)
 	s := newSource(t, az.Config{Endpoint: endpoint, Anonymous: true})
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: s,
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			st.put(name, nil, "<ResourceType>directory</ResourceType>", "")
-			st.put(name+"/tokenizer", nil, "", "<hdi_isfolder>true</hdi_isfolder>")
-			st.put(name+"-other/x", []byte{1}, "", "") // not under it
-			for p, b := range files {
-				st.put(name+"/"+p, b, "<ResourceType>file</ResourceType>", "")
-			}
-			return parse(t, "az://acct/models/"+name)
-		},
-		Change:  func(_ *testing.T, name, path string, b []byte) { st.put(name+"/"+path, b, "", "") },
-		Missing: parse(t, "az://acct/models/missing/llama"),
-	})
-	m, err := s.Resolve(t.Context(), parse(t, "az://acct/models/contract/"))
+	sourcetest.Contract(t, st.of(s).Origin(t, "az://acct/models/missing/llama", false))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/contract/"))
 	require.NoError(t, err)
 	for _, f := range m.Files {
 		h, err := f.Check.Hash(f.Size)
@@ -167,26 +161,8 @@ func TestContract(t *testing.T) {
 
 func TestContractWithSums(t *testing.T) {
 	st, endpoint := newStore(t)
-	all := map[string]map[string][]byte{}
-	sums := func(name string) { st.put(name+"/"+model.SumsName, sourcetest.Sums(all[name]), "", "") }
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: newSource(t, az.Config{Endpoint: endpoint, Anonymous: true}),
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			all[name] = maps.Clone(files)
-			for p, b := range files {
-				st.put(name+"/"+p, b, "", "")
-			}
-			sums(name)
-			return parse(t, "az://acct/models/"+name+"/")
-		},
-		Change: func(_ *testing.T, name, path string, b []byte) {
-			all[name][path] = b
-			st.put(name+"/"+path, b, "", "")
-			sums(name)
-		},
-		Missing: parse(t, "az://acct/nowhere/llama/"),
-		Digests: true,
-	})
+	s := newSource(t, az.Config{Endpoint: endpoint, Anonymous: true})
+	sourcetest.Contract(t, st.of(s).Origin(t, "az://acct/nowhere/llama/", true))
 }
 
 func TestOneBlob(t *testing.T) {
@@ -196,14 +172,14 @@ func TestOneBlob(t *testing.T) {
 	x, y := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	st.put("dir/m.gguf", []byte("weights"), "", "<sha256>"+x+"</sha256>")
 	st.put("dir/m.gguf.txt", []byte("not it"), "", "")
-	m, err := s.Resolve(t.Context(), parse(t, "az://acct/models/dir/m.gguf#sha256="+x))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/dir/m.gguf#sha256="+x))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 1)
 	require.Equal(t, "m.gguf", m.Files[0].Path)
 	require.Equal(t, model.Digest(x), m.Files[0].Digest)
-	_, err = s.Resolve(t.Context(), parse(t, "az://acct/models/dir/m.gguf#sha256="+y))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/dir/m.gguf#sha256="+y))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err), "%v", err)
-	_, err = s.Resolve(t.Context(), parse(t, "az://acct/models/dir#sha256="+y))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/dir#sha256="+y))
 	require.ErrorContains(t, err, "there is neither")
 
 	for name, c := range map[string]struct {
@@ -217,15 +193,15 @@ func TestOneBlob(t *testing.T) {
 		"archived":    {"p7/a", "<AccessTier>Archive</AccessTier>", "Archived"},
 	} {
 		st.put(c.path, []byte("x"), c.properties, "")
-		_, err = s.Resolve(t.Context(), parse(t, "az://acct/models/"+c.path[:2]))
+		_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/"+c.path[:2]))
 		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
 	}
 	st.put("p6/SHA256SUMS", fmt.Appendf(nil, "%s  gone\n", x), "", "")
 	st.put("p6/a", []byte("x"), "", "")
-	_, err = s.Resolve(t.Context(), parse(t, "az://acct/models/p6"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/p6"))
 	require.ErrorContains(t, err, `it names "gone", which is not there`)
 	for _, bad := range []string{"az://acct/models/p6?x=1", "az://Acct/models", "az://a/models", "az://acct", "az://acct/", "az://acct/Models/x", "az://acct/m--s/x", "az://acct.evil.example/models"} {
-		_, err = s.Resolve(t.Context(), parse(t, bad))
+		_, err = s.Resolve(t.Context(), sourcetest.Ref(t, bad))
 		require.Equal(t, "BadSource", model.ReasonOf(err), bad)
 		require.True(t, model.IsFinal(err))
 	}
@@ -252,13 +228,13 @@ func TestAListingThatLies(t *testing.T) {
 		"10 MB of XML":         {page(strings.Repeat(" ", 10<<20), ""), "WrongAnswer"},
 	} {
 		st.before = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(c.body)) }
-		_, err := s.Resolve(t.Context(), parse(t, "az://acct/models/m"))
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
 	}
 	st.before = func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte(page(blob(` Encoded="true">m/%EF%BF%BE`)+blob(">m/b"), "")))
 	}
-	m, err := s.Resolve(t.Context(), parse(t, "az://acct/models/m"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 	require.NoError(t, err)
 	require.Equal(t, "m/\ufffe", m.Files[1].Key, "what XML cannot hold")
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/az"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -69,7 +70,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			st.before = c.serve
 			f := model.File{Path: "m", Key: "a/m", Size: 20, Version: `"7"`}
 			credentials := file(t, "AccountName=acct;SharedAccessSignature=sv=2021&sig=SECRET")
-			_, err := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: credentials}).Open(t.Context(), parse(t, "az://acct/models/a"), f, 5, 5)
+			_, err := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: credentials}).Open(t.Context(), sourcetest.Ref(t, "az://acct/models/a"), f, 5, 5)
 			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
@@ -117,7 +118,7 @@ func TestASignatureGoesToItsAccountAlone(t *testing.T) {
 	st, endpoint := newStore(t)
 	for _, text := range []string{"AccountName=other;SharedAccessSignature=sig=SECRET", "AccountName=other;AccountKey=c0VjUmVU"} {
 		s := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: file(t, text)})
-		_, err := s.Resolve(t.Context(), parse(t, "az://acct/models/m"))
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 		require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 		require.ErrorContains(t, err, "the credentials file is for account other: name a source there, or the credentials of acct")
 	}
@@ -135,7 +136,7 @@ func TestARedirectGetsNothing(t *testing.T) {
 		http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
 	}
 	s := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: file(t, "AccountName=acct;SharedAccessSignature=sig=SECRET")})
-	_, err := s.Resolve(t.Context(), parse(t, "az://acct/models/m"))
+	_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 	require.Equal(t, "WrongAnswer", model.ReasonOf(err), "%v", err)
 	require.Zero(t, followed.Load())
 }
@@ -177,7 +178,7 @@ func TestAWorkloadIdentityIsExchangedOnce(t *testing.T) {
 		az.DialAzure(s, addr)
 		az.TrustAs(s, "example.com")
 		for range 2 {
-			_, err := s.Resolve(t.Context(), parse(t, "az://acct/models/m"))
+			_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 			if refused {
 				require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 				require.ErrorContains(t, err, "Entra gives no token for workload identity client-1 (invalid_client)")
@@ -206,7 +207,7 @@ func TestAWorkloadIdentityIsExchangedOnce(t *testing.T) {
 		}
 	}
 	require.NoError(t, os.Unsetenv("AZURE_TENANT_ID"))
-	_, err := newSource(t, az.Config{}).Resolve(t.Context(), parse(t, "az://acct/models/m"))
+	_, err := newSource(t, az.Config{}).Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 	require.ErrorContains(t, err, "AZURE_TENANT_ID")
 }
 
@@ -227,7 +228,7 @@ func TestTheNodesIdentityIsAskedOfItsMetadataService(t *testing.T) {
 		az.DialAzure(s, addr)
 		az.TrustAs(s, "example.com")
 		az.DialMetadata(s, node.Listener.Addr().String())
-		_, err := s.Resolve(t.Context(), parse(t, "az://acct/models/m"))
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 		return err
 	}
 	require.Equal(t, "NotFound", model.ReasonOf(resolve()))

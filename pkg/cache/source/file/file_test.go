@@ -2,7 +2,6 @@ package file_test
 
 import (
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,12 +16,6 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-func ref(t *testing.T, s string) model.Ref {
-	r, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return r
-}
-
 func write(t *testing.T, name, content string) {
 	require.NoError(t, os.MkdirAll(filepath.Dir(name), 0o755))
 	require.NoError(t, os.WriteFile(name, []byte(content), 0o644))
@@ -35,31 +28,12 @@ func newSource(t *testing.T, roots ...string) *file.Source {
 }
 
 func TestContract(t *testing.T) {
-	for name, digests := range map[string]bool{"with SHA256SUMS": true, "without": false} {
+	for name, sums := range map[string]bool{"with SHA256SUMS": true, "without": false} {
 		t.Run(name, func(t *testing.T) {
-			dir, all := t.TempDir(), map[string]map[string][]byte{}
-			put := func(name string) {
-				for p, b := range all[name] {
-					write(t, filepath.Join(dir, name, p), string(b))
-				}
-				if digests {
-					write(t, filepath.Join(dir, name, model.SumsName), string(sourcetest.Sums(all[name])))
-				}
-			}
-			sourcetest.Contract(t, sourcetest.Origin{
-				Source: newSource(t, dir),
-				Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-					all[name] = maps.Clone(files)
-					put(name)
-					return ref(t, "file://"+dir+"/"+name)
-				},
-				Change: func(_ *testing.T, name, path string, content []byte) {
-					all[name][path] = content
-					put(name)
-				},
-				Missing: ref(t, "file://"+dir+"/missing"),
-				Digests: digests,
-			})
+			dir := t.TempDir()
+			sourcetest.Contract(t, sourcetest.Store{Source: newSource(t, dir), Root: "file://" + dir + "/",
+				Put: func(t *testing.T, key string, b []byte) { write(t, filepath.Join(dir, key), string(b)) },
+			}.Origin(t, "file://"+dir+"/missing", sums))
 		})
 	}
 }
@@ -106,16 +80,16 @@ func TestOnlyTheConfiguredDirectoriesAreRead(t *testing.T) {
 		in + "/empty":             {"Empty", "no files there"},
 		in + "/m#sha256=" + zeros: {"WrongDigest", "there is none"},
 	} {
-		_, err := s.Resolve(t.Context(), ref(t, "file://"+source))
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "file://"+source))
 		require.Equal(t, want.reason, model.ReasonOf(err), "%s: %v", source, err)
 		require.ErrorContains(t, err, want.text, source)
 		require.True(t, model.IsFinal(err), source)
 	}
 	for _, source := range []string{in + "/inside", in + "/inside/x", in + "/m/a", in + "/m/"} {
-		m, err := s.Resolve(t.Context(), ref(t, "file://"+source))
+		m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "file://"+source))
 		require.NoError(t, err, source)
 		require.Len(t, m.Files, 1)
-		body, err := s.Open(t.Context(), ref(t, "file://"+source), m.Files[0], 0, 1)
+		body, err := s.Open(t.Context(), sourcetest.Ref(t, "file://"+source), m.Files[0], 0, 1)
 		require.NoError(t, err)
 		got, err := io.ReadAll(body)
 		require.NoError(t, err)
@@ -123,10 +97,10 @@ func TestOnlyTheConfiguredDirectoriesAreRead(t *testing.T) {
 		require.Equal(t, "a", string(got))
 	}
 
-	_, err := newSource(t).Resolve(t.Context(), ref(t, "file://"+in+"/m"))
+	_, err := newSource(t).Resolve(t.Context(), sourcetest.Ref(t, "file://"+in+"/m"))
 	require.Equal(t, "Forbidden", model.ReasonOf(err))
 	require.ErrorContains(t, err, "no directory may be read: name those that may in cache.sources.file.roots")
-	_, err = s.Open(t.Context(), ref(t, "file://"+in), model.File{Path: "x", Key: out + "/secret", Size: 1}, 0, 1)
+	_, err = s.Open(t.Context(), sourcetest.Ref(t, "file://"+in), model.File{Path: "x", Key: out + "/secret", Size: 1}, 0, 1)
 	require.Equal(t, "Forbidden", model.ReasonOf(err), "a key from outside")
 	for _, root := range []string{"/", "models", "//"} {
 		_, err := file.New(file.Config{Roots: []string{root}})
@@ -146,7 +120,7 @@ func TestASumsFileIsHeldToItsWord(t *testing.T) {
 	} {
 		write(t, filepath.Join(dir, name, "a"), "a")
 		write(t, filepath.Join(dir, name, model.SumsName), want.sums)
-		_, err := newSource(t, dir).Resolve(t.Context(), ref(t, "file://"+dir+"/"+name))
+		_, err := newSource(t, dir).Resolve(t.Context(), sourcetest.Ref(t, "file://"+dir+"/"+name))
 		require.Equal(t, want.reason, model.ReasonOf(err), name)
 		require.ErrorContains(t, err, want.text, name)
 	}
@@ -156,7 +130,7 @@ func TestAFileThatChangesWhileItIsReadIsFoundOut(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "m", "a")
 	write(t, name, strings.Repeat("x", 100_000))
-	s, r := newSource(t, dir), ref(t, "file://"+dir+"/m")
+	s, r := newSource(t, dir), sourcetest.Ref(t, "file://"+dir+"/m")
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	for how, change := range map[string]func(){

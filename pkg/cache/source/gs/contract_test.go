@@ -35,12 +35,6 @@ func newSource(t *testing.T, c gs.Config) *gs.Source {
 	return s
 }
 
-func parse(t *testing.T, s string) model.Ref {
-	ref, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return ref
-}
-
 type stored struct {
 	content    []byte
 	generation int
@@ -126,23 +120,18 @@ func (st *store) list(w http.ResponseWriter, query url.Values) {
 	_ = json.NewEncoder(w).Encode(page)
 }
 
+func (st *store) of(s *gs.Source) sourcetest.Store {
+	return sourcetest.Store{Source: s, Root: "gs://models/",
+		Put: func(_ *testing.T, key string, b []byte) { st.put(key, b, nil) },
+		Dir: func(_ *testing.T, key string) { st.put(key+"/", nil, nil) },
+	}
+}
+
 func TestContract(t *testing.T) {
 	st, endpoint := newStore(t)
 	s := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true})
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: s,
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			st.put(name+"/", nil, nil)              // a directory marker
-			st.put(name+"-other/x", []byte{1}, nil) // not under it
-			for p, b := range files {
-				st.put(name+"/"+p, b, nil)
-			}
-			return parse(t, "gs://models/"+name)
-		},
-		Change:  func(_ *testing.T, name, path string, b []byte) { st.put(name+"/"+path, b, nil) },
-		Missing: parse(t, "gs://models/missing/llama"),
-	})
-	m, err := s.Resolve(t.Context(), parse(t, "gs://models/contract/"))
+	sourcetest.Contract(t, st.of(s).Origin(t, "gs://models/missing/llama", false))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/contract/"))
 	require.NoError(t, err)
 	for _, f := range m.Files {
 		h, err := f.Check.Hash(f.Size)
@@ -154,26 +143,8 @@ func TestContract(t *testing.T) {
 
 func TestContractWithSums(t *testing.T) {
 	st, endpoint := newStore(t)
-	all := map[string]map[string][]byte{}
-	sums := func(name string) { st.put(name+"/"+model.SumsName, sourcetest.Sums(all[name]), nil) }
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}),
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			all[name] = maps.Clone(files)
-			for p, b := range files {
-				st.put(name+"/"+p, b, nil)
-			}
-			sums(name)
-			return parse(t, "gs://models/"+name+"/")
-		},
-		Change: func(_ *testing.T, name, path string, b []byte) {
-			all[name][path] = b
-			st.put(name+"/"+path, b, nil)
-			sums(name)
-		},
-		Missing: parse(t, "gs://nowhere/llama/"),
-		Digests: true,
-	})
+	s := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true})
+	sourcetest.Contract(t, st.of(s).Origin(t, "gs://nowhere/llama/", true))
 }
 
 func TestOneObject(t *testing.T) {
@@ -182,14 +153,14 @@ func TestOneObject(t *testing.T) {
 	s := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true})
 	x, y := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	st.put("dir/m.gguf", []byte("weights"), map[string]any{"metadata": map[string]string{"sha256": x}})
-	m, err := s.Resolve(t.Context(), parse(t, "gs://models/dir/m.gguf#sha256="+x))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/dir/m.gguf#sha256="+x))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 1)
 	require.Equal(t, "m.gguf", m.Files[0].Path)
 	require.Equal(t, model.Digest(x), m.Files[0].Digest)
-	_, err = s.Resolve(t.Context(), parse(t, "gs://models/dir/m.gguf#sha256="+y))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/dir/m.gguf#sha256="+y))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err), "%v", err)
-	_, err = s.Resolve(t.Context(), parse(t, "gs://models/dir#sha256="+y))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/dir#sha256="+y))
 	require.ErrorContains(t, err, "there is neither")
 
 	for name, c := range map[string]struct {
@@ -204,15 +175,15 @@ func TestOneObject(t *testing.T) {
 		"nonsense":    {"p5/a", map[string]any{"size": "x"}, "WrongAnswer"},
 	} {
 		st.put(c.key, []byte("x"), c.fields)
-		_, err = s.Resolve(t.Context(), parse(t, "gs://models/"+c.key[:2]))
+		_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/"+c.key[:2]))
 		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
 		require.NotContains(t, err.Error(), "\x1b")
 	}
 	st.put("p6/SHA256SUMS", fmt.Appendf(nil, "%s  gone\n", x), nil)
 	st.put("p6/a", []byte("x"), nil)
-	_, err = s.Resolve(t.Context(), parse(t, "gs://models/p6"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/p6"))
 	require.ErrorContains(t, err, `it names "gone", which is not there`)
-	_, err = s.Resolve(t.Context(), parse(t, "gs://models/p6?x=1"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/p6?x=1"))
 	require.Equal(t, "BadSource", model.ReasonOf(err))
 }
 
@@ -222,6 +193,6 @@ func TestAPageOfAListingIsBounded(t *testing.T) {
 	st.before = func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte(`{"items":[],"x":"` + strings.Repeat(" ", 10<<20) + `"}`))
 	}
-	_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Resolve(t.Context(), parse(t, "gs://models/p/"))
+	_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Resolve(t.Context(), sourcetest.Ref(t, "gs://models/p/"))
 	require.Equal(t, "WrongAnswer", model.ReasonOf(err), "%v", err)
 }

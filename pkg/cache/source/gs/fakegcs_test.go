@@ -13,7 +13,6 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
-	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // TestContractOnFakeGCSServer runs against somebody else's idea of Cloud Storage, where there is one.
@@ -55,20 +54,10 @@ func TestContractOnFakeGCSServer(t *testing.T) {
 		post(t, "/upload/storage/v1/b/models/o?uploadType=media&name="+url.QueryEscape(name), "application/octet-stream", b)
 	}
 	s := newSource(t, gs.Config{Endpoint: "http://" + addr, Anonymous: true})
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: s,
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			put(t, name+"/", nil)
-			put(t, name+"-other/x", []byte{1})
-			for p, b := range files {
-				put(t, name+"/"+p, b)
-			}
-			return parse(t, "gs://models/"+name)
-		},
-		Change:  func(t *testing.T, name, path string, b []byte) { put(t, name+"/"+path, b) },
-		Missing: parse(t, "gs://models/missing/llama"),
-	})
-	m, err := s.Resolve(t.Context(), parse(t, "gs://models/contract"))
+	sourcetest.Contract(t, sourcetest.Store{Source: s, Root: "gs://models/", Put: put,
+		Dir: func(t *testing.T, key string) { put(t, key+"/", nil) },
+	}.Origin(t, "gs://models/missing/llama", false))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/contract"))
 	require.NoError(t, err)
 	for _, f := range m.Files {
 		require.Contains(t, string(f.Check), "crc32c:", f.Path)

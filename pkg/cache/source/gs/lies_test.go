@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/gs"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -69,7 +70,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			st, endpoint := newStore(t)
 			st.before = c.serve
 			f := model.File{Path: "m", Key: "a/m", Size: 20, Version: "7"}
-			_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Open(t.Context(), parse(t, "gs://models/a"), f, 5, 5)
+			_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Open(t.Context(), sourcetest.Ref(t, "gs://models/a"), f, 5, 5)
 			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, "gs://models/a")
@@ -123,7 +124,7 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 	st.put("a/m", []byte(text), nil)
 	config := file(t, account(t, tokens.URL))
 	s := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: config})
-	ref := parse(t, "gs://models/a/m")
+	ref := sourcetest.Ref(t, "gs://models/a/m")
 	for range 4 {
 		_, err := s.Resolve(t.Context(), ref)
 		require.NoError(t, err)
@@ -149,11 +150,11 @@ func TestTLSIsVerified(t *testing.T) {
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // the handshake that must fail
 	srv.StartTLS()
 	defer srv.Close()
-	_, err := newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true}).Resolve(t.Context(), parse(t, "gs://models/a"))
+	_, err := newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true}).Resolve(t.Context(), sourcetest.Ref(t, "gs://models/a"))
 	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err))
 	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
-	_, err = newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true, CAFile: ca}).Resolve(t.Context(), parse(t, "gs://models/a"))
+	_, err = newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true, CAFile: ca}).Resolve(t.Context(), sourcetest.Ref(t, "gs://models/a"))
 	require.Equal(t, "NotFound", model.ReasonOf(err), "%v", err)
 }
 

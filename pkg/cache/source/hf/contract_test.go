@@ -20,13 +20,13 @@ func contract(t *testing.T, h *hub, c hf.Config) {
 		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
 			all[name] = maps.Clone(files)
 			h.put("org/"+name, "main", files)
-			return ref(t, "hf://org/"+name)
+			return sourcetest.Ref(t, "hf://org/"+name)
 		},
 		Change: func(t *testing.T, name, path string, content []byte) {
 			all[name][path] = content
 			h.put("org/"+name, "main", all[name])
 		},
-		Missing: ref(t, "hf://org/missing@v1"),
+		Missing: sourcetest.Ref(t, "hf://org/missing@v1"),
 		Kept:    true,
 	})
 }
@@ -55,7 +55,7 @@ func TestAManifestIsACommitWithItsDigests(t *testing.T) {
 	h.put("gpt2", "main", files)
 	s := newSource(t, hf.Config{Endpoint: h.URL})
 
-	m, err := s.Resolve(t.Context(), ref(t, "hf://org/m"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.NoError(t, err)
 	require.Equal(t, commit, m.Revision)
 	require.Len(t, m.Files, 4, "the pickle is left out, all pages are read")
@@ -67,20 +67,20 @@ func TestAManifestIsACommitWithItsDigests(t *testing.T) {
 	require.EqualValues(t, len(big), m.Files[1].Size)
 
 	for source, want := range map[string]string{"hf://org/m@" + old: old, "hf://org/m@main": commit, "hf://gpt2": commit} {
-		m, err := s.Resolve(t.Context(), ref(t, source))
+		m, err := s.Resolve(t.Context(), sourcetest.Ref(t, source))
 		require.NoError(t, err, source)
 		require.Equal(t, want, m.Revision, source)
 	}
-	m, err = s.Resolve(t.Context(), ref(t, "hf://org/m@refs/pr/1"))
+	m, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m@refs/pr/1"))
 	require.NoError(t, err, "a revision may hold slashes")
 	require.EqualValues(t, 2, m.Size())
-	m, err = s.Resolve(t.Context(), ref(t, "hf://org/m?include=*.bin&allowPickle=true"))
+	m, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m?include=*.bin&allowPickle=true"))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 1)
-	m, err = newSource(t, hf.Config{Endpoint: h.URL, AllowPickle: true}).Resolve(t.Context(), ref(t, "hf://org/m"))
+	m, err = newSource(t, hf.Config{Endpoint: h.URL, AllowPickle: true}).Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 5)
-	_, err = s.Resolve(t.Context(), ref(t, "hf://org/m?include=*.gguf"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m?include=*.gguf"))
 	require.Equal(t, "Empty", model.ReasonOf(err))
 	require.ErrorContains(t, err, "hf://org/m: none of 5 files")
 }
@@ -91,11 +91,11 @@ func TestARenamedRepositoryIsFollowed(t *testing.T) {
 	commit := h.put("new-org/m.v2", "main", map[string][]byte{"config.json": []byte("{}"), "m.gguf": make([]byte, 2000)})
 	h.renamed["org/m"] = "new-org/m.v2"
 	s := newSource(t, hf.Config{Endpoint: h.URL, TokenFile: secret(t, "t0ken")})
-	m, err := s.Resolve(t.Context(), ref(t, "hf://org/m"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.NoError(t, err)
 	require.Equal(t, "new-org/m.v2@"+commit, m.Files[0].Key)
 	m.Files[0].Key = "org/m@" + commit // as another version may have stored it
-	body, err := s.Open(t.Context(), ref(t, "hf://org/m"), m.Files[0], 0, 2)
+	body, err := s.Open(t.Context(), sourcetest.Ref(t, "hf://org/m"), m.Files[0], 0, 2)
 	require.NoError(t, err)
 	got, err := io.ReadAll(body)
 	require.NoError(t, err)

@@ -21,7 +21,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
-	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -289,10 +288,4 @@ func newSource(t *testing.T, c hf.Config) *hf.Source {
 	require.NoError(t, err)
 	t.Cleanup(s.CloseIdle)
 	return s
-}
-
-func ref(t *testing.T, s string) model.Ref {
-	r, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return r
 }

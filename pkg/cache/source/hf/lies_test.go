@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -79,7 +80,7 @@ func TestTheAPIsLiesEndInAReason(t *testing.T) {
 			h := newHub(t)
 			h.put("org/m", "main", files)
 			h.lie = c.lie
-			_, err := newSource(t, hf.Config{Endpoint: h.URL}).Resolve(t.Context(), ref(t, "hf://org/m"))
+			_, err := newSource(t, hf.Config{Endpoint: h.URL}).Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
@@ -127,7 +128,7 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 			t.Parallel()
 			h := newHub(t)
 			h.put("org/m", "main", files)
-			s, r := newSource(t, hf.Config{Endpoint: h.URL}), ref(t, "hf://org/m")
+			s, r := newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m")
 			m, err := s.Resolve(t.Context(), r)
 			require.NoError(t, err)
 			h.lie = c.lie
@@ -157,7 +158,7 @@ func TestASignedAddressServesAllRangesAndIsRenewed(t *testing.T) {
 	t.Parallel()
 	h, content := newHub(t), bytes.Repeat([]byte("0123456789"), 500)
 	h.put("org/m", "main", map[string][]byte{"m.gguf": content})
-	s, r := newSource(t, hf.Config{Endpoint: h.URL}), ref(t, "hf://org/m")
+	s, r := newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m")
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	all := func() {
@@ -193,7 +194,7 @@ func TestALimitThatIsUsedUpIsLeftAlone(t *testing.T) {
 	} {
 		h := newHub(t)
 		h.put("org/m", "main", files)
-		s, r := newSource(t, hf.Config{Endpoint: h.URL}), ref(t, "hf://org/m")
+		s, r := newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m")
 		m, err := s.Resolve(t.Context(), r)
 		require.NoError(t, err)
 		h.lie = limit
@@ -230,7 +231,7 @@ func TestAMirrorThatFailsIsPassedOver(t *testing.T) {
 			big := bytes.Repeat([]byte("0123456789"), 500)
 			h.put("org/m", "main", map[string][]byte{"a.gguf": big, "b.gguf": big})
 			mirror.repos, mirror.lie = h.repos, c.lie
-			s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), ref(t, "hf://org/m")
+			s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), sourcetest.Ref(t, "hf://org/m")
 			m, err := s.Resolve(t.Context(), r)
 			require.NoError(t, err)
 			for i := range int64(10) {
@@ -260,7 +261,7 @@ func TestAMirrorThatBreaksOff(t *testing.T) {
 		w.(http.Flusher).Flush()
 		panic(http.ErrAbortHandler)
 	}
-	s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), ref(t, "hf://org/m")
+	s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), sourcetest.Ref(t, "hf://org/m")
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	got, err := read(t, s, r, m.Files[1], 0, 1000)
@@ -283,7 +284,7 @@ func TestAMirrorsWrongBytesAreNotFetchedForEver(t *testing.T) {
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(make([]byte, len(big))))
 		return true
 	}
-	s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), ref(t, "hf://org/m")
+	s, r := newSource(t, hf.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), sourcetest.Ref(t, "hf://org/m")
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	whole := func(f model.File) []byte {

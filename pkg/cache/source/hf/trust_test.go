@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -55,7 +56,7 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	c := hf.Config{Endpoint: h.URL, TokenFile: name, Mirrors: []string{mirror.URL, strings.Replace(mirror.cdn.URL, "127.0.0.1", "localhost", 1)}}
 	s := newSource(t, c)
 	for _, source := range []string{"hf://org/m", "hf://org/old"} {
-		_, err := pull(t, s, ref(t, source))
+		_, err := pull(t, s, sourcetest.Ref(t, source))
 		require.NoError(t, err)
 	}
 
@@ -82,7 +83,7 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 		}
 		return false
 	}
-	_, err := s.Resolve(t.Context(), ref(t, "hf://org/m"))
+	_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "Moved", model.ReasonOf(err))
 	require.ErrorContains(t, err, "redirects to "+other.URL+": make that the endpoint if you trust it")
 	require.NotContains(t, err.Error(), "SECRET")
@@ -91,11 +92,11 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(name, []byte("rotated"), 0o600))
 	h.token = "rotated"
-	_, err = s.Resolve(t.Context(), ref(t, "hf://org/m"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(name))
 	before := len(h.asked)
-	_, err = s.Resolve(t.Context(), ref(t, "hf://org/m"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "Credentials", model.ReasonOf(err))
 	require.Len(t, h.asked, before, "nothing is sent without the token")
 }
@@ -109,7 +110,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	anonymous := newSource(t, hf.Config{Endpoint: h.URL})
 	fails := func(s *hf.Source, source, reason, text string) {
 		t.Helper()
-		_, err := pull(t, s, ref(t, source))
+		_, err := pull(t, s, sourcetest.Ref(t, source))
 		require.Equal(t, reason, model.ReasonOf(err), "%v", err)
 		require.True(t, model.IsFinal(err))
 		require.ErrorContains(t, err, source)
@@ -125,7 +126,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	file := secret(t, "t0ken")
 	mine := newSource(t, hf.Config{Endpoint: h.URL, TokenFile: file})
 	fails(mine, "hf://org/none", "NotFound", "correct the name, or put one that may read it into "+file)
-	_, err := pull(t, mine, ref(t, "hf://org/gated"))
+	_, err := pull(t, mine, sourcetest.Ref(t, "hf://org/gated"))
 	require.NoError(t, err, "the token has access")
 	h.token = "other"
 	fails(mine, "hf://org/m", "Forbidden", "the hub does not accept the token, which is wrong or has expired: put one")
@@ -137,10 +138,10 @@ func TestTLSIsVerifiedAndNotLeft(t *testing.T) {
 	h.put("org/m", "main", files)
 	tls := httptest.NewTLSServer(http.HandlerFunc(h.serve))
 	defer tls.Close()
-	_, err := pull(t, newSource(t, hf.Config{Endpoint: tls.URL}), ref(t, "hf://org/m"))
+	_, err := pull(t, newSource(t, hf.Config{Endpoint: tls.URL}), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
 	ca := secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tls.Certificate().Raw})))
-	_, err = pull(t, newSource(t, hf.Config{Endpoint: tls.URL, CAFile: ca}), ref(t, "hf://org/m"))
+	_, err = pull(t, newSource(t, hf.Config{Endpoint: tls.URL, CAFile: ca}), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "the stand-in's CDN is not encrypted: %v", err)
 	require.NotContains(t, err.Error(), "SECRET")
 }
@@ -170,7 +171,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		"hf://org/m@a%0d%0aX:%20y":  "want a branch, a tag or a commit",
 		"hf://org/%2e%2e%2fm%2fetc": "want hf://organization/name",
 	} {
-		_, err := newSource(t, hf.Config{}).Resolve(t.Context(), ref(t, source))
+		_, err := newSource(t, hf.Config{}).Resolve(t.Context(), sourcetest.Ref(t, source))
 		require.Equal(t, "BadSource", model.ReasonOf(err), source)
 		require.True(t, model.IsFinal(err))
 		require.ErrorContains(t, err, want, source)

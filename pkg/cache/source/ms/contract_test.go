@@ -23,13 +23,13 @@ func contract(t *testing.T, h *hub, c ms.Config) {
 		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
 			all[name] = maps.Clone(files)
 			h.put("org/"+name, "master", files)
-			return ref(t, "ms://org/"+name)
+			return sourcetest.Ref(t, "ms://org/"+name)
 		},
 		Change: func(t *testing.T, name, path string, content []byte) {
 			all[name][path] = content
 			h.put("org/"+name, "master", all[name])
 		},
-		Missing: ref(t, "ms://org/missing@v1"),
+		Missing: sourcetest.Ref(t, "ms://org/missing@v1"),
 		Digests: true,
 		Kept:    true,
 	})
@@ -58,7 +58,7 @@ func TestFilesAreReadAtTheCommitThatChangedThemLast(t *testing.T) {
 	h.put("Org/m_1.5", "v1", map[string][]byte{"config.json": []byte("{}")})
 	s := newSource(t, ms.Config{Endpoint: h.URL})
 
-	m, err := s.Resolve(t.Context(), ref(t, "ms://Org/m_1.5"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://Org/m_1.5"))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 3, "the pickle is left out, directories are none")
 	require.Len(t, m.Revision, 64, "a hash: the hub names no commit for a branch")
@@ -69,19 +69,19 @@ func TestFilesAreReadAtTheCommitThatChangedThemLast(t *testing.T) {
 	require.EqualValues(t, len(small), m.Files[2].Size)
 	require.Zero(t, m.Hub)
 
-	same, err := s.Resolve(t.Context(), ref(t, "ms://Org/m_1.5@master"))
+	same, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://Org/m_1.5@master"))
 	require.NoError(t, err)
 	require.Equal(t, m, same)
-	pinned, err := s.Resolve(t.Context(), ref(t, "ms://Org/m_1.5@"+old))
+	pinned, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://Org/m_1.5@"+old))
 	require.NoError(t, err)
 	require.Equal(t, old, pinned.Revision)
 	require.Len(t, pinned.Files, 2)
 	require.Equal(t, "Org/m_1.5@"+old, pinned.Files[1].Key)
-	require.True(t, ref(t, "ms://Org/m_1.5@"+old).Fixed())
-	tag, err := s.Resolve(t.Context(), ref(t, "ms://Org/m_1.5@v1?include=*.json"))
+	require.True(t, sourcetest.Ref(t, "ms://Org/m_1.5@"+old).Fixed())
+	tag, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://Org/m_1.5@v1?include=*.json"))
 	require.NoError(t, err)
 	require.EqualValues(t, 2, tag.Size())
-	_, err = s.Resolve(t.Context(), ref(t, "ms://Org/m_1.5?include=*.gguf"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "ms://Org/m_1.5?include=*.gguf"))
 	require.ErrorContains(t, err, "ms://Org/m_1.5: none of 4 files")
 }
 
@@ -95,14 +95,14 @@ func TestAListThatTheHubCutsIsAskedForByDirectory(t *testing.T) {
 	}
 	h.put("org/m", "master", files)
 	s := newSource(t, ms.Config{Endpoint: h.URL})
-	_, err := s.Resolve(t.Context(), ref(t, "ms://org/m"))
+	_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.Equal(t, "TooManyFiles", model.ReasonOf(err), "a b has 3000 entries")
 	require.True(t, model.IsFinal(err))
 	require.ErrorContains(t, err, `directory "/a b" has 3000 entries or more`)
 
 	delete(files, "a b/0000")
 	h.put("org/m", "master", files)
-	m, err := s.Resolve(t.Context(), ref(t, "ms://org/m"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.NoError(t, err)
 	var paths []string
 	for _, f := range m.Files {
@@ -117,7 +117,7 @@ func TestAListThatTheHubCutsIsAskedForByDirectory(t *testing.T) {
 		}
 		return answer("", 200, `{"Code":200,"Data":{"Files":[{"Type":"tree"}`+strings.Repeat(`,{"Type":"tree"}`, n-1)+`]}}`)(w, r)
 	}
-	_, err = s.Resolve(t.Context(), ref(t, "ms://org/m"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.Equal(t, "TooManyFiles", model.ReasonOf(err), "directories for ever")
 	require.ErrorContains(t, err, "500 directories")
 }
@@ -134,7 +134,7 @@ func TestAFileWithoutADigestIsReadFromTheEndpoint(t *testing.T) {
 		respond(w, 200, 200, map[string]any{"Files": []map[string]any{{"Type": "blob", "Path": "a", "Size": 3, "Revision": commit}}})
 		return true
 	}
-	s, r := newSource(t, ms.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), ref(t, "ms://org/m")
+	s, r := newSource(t, ms.Config{Endpoint: h.URL, Mirrors: []string{mirror.URL}}), sourcetest.Ref(t, "ms://org/m")
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	require.Empty(t, m.Files[0].Digest)

@@ -21,7 +21,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/ms"
-	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -234,10 +233,4 @@ func newSource(t *testing.T, c ms.Config) *ms.Source {
 	require.NoError(t, err)
 	t.Cleanup(s.CloseIdle)
 	return s
-}
-
-func ref(t *testing.T, s string) model.Ref {
-	r, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return r
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/ms"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -43,10 +44,10 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	h.put("org/m", "master", files)
 	h.repos["org/m"].private = true
 	s := newSource(t, ms.Config{Endpoint: h.URL, TokenFile: secret(t, "t0ken\n"), Mirrors: []string{mirror.URL}})
-	m, err := s.Resolve(t.Context(), ref(t, "ms://org/m"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.NoError(t, err)
 	for _, f := range m.Files {
-		got, err := read(t, s, ref(t, "ms://org/m"), f, 0, f.Size)
+		got, err := read(t, s, sourcetest.Ref(t, "ms://org/m"), f, 0, f.Size)
 		require.NoError(t, err)
 		require.Equal(t, files[f.Path], got)
 	}
@@ -68,7 +69,7 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 		http.Redirect(w, r, other.URL+r.URL.Path+"?sig=SECRET", http.StatusFound)
 		return true
 	}
-	_, err = s.Resolve(t.Context(), ref(t, "ms://org/m"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.Equal(t, "Moved", model.ReasonOf(err))
 	require.ErrorContains(t, err, "redirects to "+other.URL+": make that the endpoint if you trust it")
 	require.NotContains(t, err.Error(), "SECRET")
@@ -79,7 +80,7 @@ func TestASignedAddressServesAllRangesAndIsRenewed(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	h.put("org/m", "master", files)
-	s, r := newSource(t, ms.Config{Endpoint: h.URL}), ref(t, "ms://org/m")
+	s, r := newSource(t, ms.Config{Endpoint: h.URL}), sourcetest.Ref(t, "ms://org/m")
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	f := m.Files[1]
@@ -156,7 +157,7 @@ func TestTheAPIsLiesEndInAReason(t *testing.T) {
 			h := newHub(t)
 			h.put("org/m", "master", files)
 			h.lie = c.lie
-			_, err := newSource(t, ms.Config{Endpoint: h.URL}).Resolve(t.Context(), ref(t, "ms://org/m"))
+			_, err := newSource(t, ms.Config{Endpoint: h.URL}).Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
@@ -203,7 +204,7 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 			t.Parallel()
 			h := newHub(t)
 			h.put("org/m", "master", files)
-			s, r := newSource(t, ms.Config{Endpoint: h.URL}), ref(t, "ms://org/m")
+			s, r := newSource(t, ms.Config{Endpoint: h.URL}), sourcetest.Ref(t, "ms://org/m")
 			m, err := s.Resolve(t.Context(), r)
 			require.NoError(t, err)
 			h.lie = c.lie
@@ -228,7 +229,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		"ms://org/m@":        "want a branch, a tag or a commit",
 		"ms://org/m?a=b":     "want include=<pattern>",
 	} {
-		_, err := newSource(t, ms.Config{}).Resolve(t.Context(), ref(t, source))
+		_, err := newSource(t, ms.Config{}).Resolve(t.Context(), sourcetest.Ref(t, source))
 		require.Equal(t, "BadSource", model.ReasonOf(err), source)
 		require.True(t, model.IsFinal(err))
 		require.ErrorContains(t, err, want, source)
@@ -237,7 +238,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	h.put("org/m", "master", files)
 	h.repos["org/m"].private = true
 	file := secret(t, "other")
-	_, err := newSource(t, ms.Config{Endpoint: h.URL, TokenFile: file}).Resolve(t.Context(), ref(t, "ms://org/m"))
+	_, err := newSource(t, ms.Config{Endpoint: h.URL, TokenFile: file}).Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.Equal(t, "Forbidden", model.ReasonOf(err))
 	require.ErrorContains(t, err, "put one that may read it into "+file)
 	_, err = ms.New(ms.Config{Endpoint: "http://192.0.2.1", TokenFile: file})

@@ -14,16 +14,9 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
-	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func parse(t *testing.T, s string) model.Ref {
-	ref, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return ref
-}
 
 // credentialsFile is one that the fake store accepts; no test may look at the machine's own.
 func credentialsFile(t *testing.T) string {
@@ -52,42 +45,11 @@ func store(t *testing.T) (endpoint string, put func(key string, content []byte, 
 }
 
 func TestContract(t *testing.T) {
-	endpoint, put := store(t)
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: newSource(t, endpoint),
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			put(name+"/", nil, nil)              // a directory marker
-			put(name+"-other/x", []byte{1}, nil) // not under it
-			for p, b := range files {
-				put(name+"/"+p, b, nil)
-			}
-			return parse(t, "s3://models/"+name)
-		},
-		Change:  func(_ *testing.T, name, path string, b []byte) { put(name+"/"+path, b, nil) },
-		Missing: parse(t, "s3://models/missing/llama"),
-	})
-}
-
-func TestContractWithSums(t *testing.T) {
-	endpoint, put := store(t)
-	all := map[string]map[string][]byte{}
-	sums := func(name string) { put(name+"/"+model.SumsName, sourcetest.Sums(all[name]), nil) }
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: newSource(t, endpoint),
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			all[name] = files
-			for p, b := range files {
-				put(name+"/"+p, b, nil)
-			}
-			sums(name)
-			return parse(t, "s3://models/"+name+"/")
-		},
-		Change: func(_ *testing.T, name, path string, b []byte) {
-			all[name][path] = b
-			put(name+"/"+path, b, nil)
-			sums(name)
-		},
-		Missing: parse(t, "s3://nowhere/llama/"),
-		Digests: true,
-	})
+	for missing, sums := range map[string]bool{"s3://models/missing/llama": false, "s3://nowhere/llama/": true} {
+		endpoint, put := store(t)
+		sourcetest.Contract(t, sourcetest.Store{Source: newSource(t, endpoint), Root: "s3://models/",
+			Put: func(_ *testing.T, key string, b []byte) { put(key, b, nil) },
+			Dir: func(_ *testing.T, key string) { put(key+"/", nil, nil) },
+		}.Origin(t, missing, sums))
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -83,7 +84,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			}))
 			defer srv.Close()
 			f := model.File{Path: "m.bin", Key: "llama/m.bin", Size: 20, Version: "v1"}
-			_, err := newSource(t, srv.URL).Open(t.Context(), parse(t, "s3://models/llama"), f, 5, 5)
+			_, err := newSource(t, srv.URL).Open(t.Context(), sourcetest.Ref(t, "s3://models/llama"), f, 5, 5)
 			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
@@ -103,7 +104,7 @@ func TestABodyThatIsCutOffIsAnError(t *testing.T) {
 	srv := httptest.NewServer(answer(206, "567", `ETag: "v1"`, "Content-Range: bytes 5-9/20", "Content-Length: 5"))
 	defer srv.Close()
 	f := model.File{Path: "m", Key: "m", Size: 20, Version: "v1"}
-	body, err := newSource(t, srv.URL).Open(t.Context(), parse(t, "s3://models/m"), f, 5, 5)
+	body, err := newSource(t, srv.URL).Open(t.Context(), sourcetest.Ref(t, "s3://models/m"), f, 5, 5)
 	require.NoError(t, err)
 	defer body.Close()
 	got, err := io.ReadAll(body)
@@ -125,7 +126,7 @@ func TestSignaturesStayAtTheEndpoint(t *testing.T) {
 	}))
 	defer srv.Close()
 	f := model.File{Path: "m", Key: "m", Size: 20, Version: "v1"}
-	_, err := newSource(t, srv.URL).Open(t.Context(), parse(t, "s3://models/m"), f, 5, 5)
+	_, err := newSource(t, srv.URL).Open(t.Context(), sourcetest.Ref(t, "s3://models/m"), f, 5, 5)
 	require.Equal(t, "WrongRegion", model.ReasonOf(err), "%v", err)
 }
 
@@ -141,7 +142,7 @@ func TestAnonymousSignsNothing(t *testing.T) {
 	s, err := s3.New(s3.Config{Endpoint: srv.URL, Anonymous: true, PathStyle: true})
 	require.NoError(t, err)
 	defer s.CloseIdle()
-	_, err = s.Resolve(t.Context(), parse(t, "s3://models/m/"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 	require.Equal(t, "NotFound", model.ReasonOf(err))
 	require.ErrorContains(t, err, "NoSuchBucket")
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -31,7 +32,7 @@ func TestOneObjectIsAModelOfOneFile(t *testing.T) {
 	put("dir/m.gguf.bak/x", []byte("no"), nil)
 	s := newSource(t, endpoint)
 
-	m, err := s.Resolve(t.Context(), parse(t, "s3://models/dir/m.gguf"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/dir/m.gguf"))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 1)
 	f := m.Files[0]
@@ -41,11 +42,11 @@ func TestOneObjectIsAModelOfOneFile(t *testing.T) {
 	require.Equal(t, model.File{Path: "m.gguf", Key: "dir/m.gguf", Size: 7, Digest: model.Digest(sum("weights"))}, f,
 		"the digest is from the object's metadata")
 
-	_, err = s.Resolve(t.Context(), parse(t, "s3://models/dir/m.gguf#sha256="+sum("other")))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/dir/m.gguf#sha256="+sum("other")))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err), "%v", err)
-	_, err = s.Resolve(t.Context(), parse(t, "s3://models/dir/#sha256="+sum("weights")))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/dir/#sha256="+sum("weights")))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err), "a digest without a list cannot be that of a directory: %v", err)
-	_, err = s.Resolve(t.Context(), parse(t, "s3://models/dir/m.gguf?versionId=1"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/dir/m.gguf?versionId=1"))
 	require.ErrorContains(t, err, "has no query")
 }
 
@@ -54,11 +55,11 @@ func TestAnEmptyObjectMayStandForADirectory(t *testing.T) {
 	endpoint, put := store(t)
 	put("llama", nil, nil)
 	s := newSource(t, endpoint)
-	m, err := s.Resolve(t.Context(), parse(t, "s3://models/llama"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/llama"))
 	require.NoError(t, err)
 	require.Equal(t, "llama", m.Files[0].Path, "nothing under it: it is a file")
 	put("llama/config.json", []byte("{}"), nil)
-	m, err = s.Resolve(t.Context(), parse(t, "s3://models/llama"))
+	m, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/llama"))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 1)
 	require.Equal(t, "config.json", m.Files[0].Path)
@@ -70,7 +71,7 @@ func TestListsOfMoreThanAPage(t *testing.T) {
 	for i := range 2100 {
 		put(fmt.Sprintf("many/%04d", i), []byte{1}, nil)
 	}
-	m, err := newSource(t, endpoint).Resolve(t.Context(), parse(t, "s3://models/many"))
+	m, err := newSource(t, endpoint).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/many"))
 	require.NoError(t, err)
 	require.Len(t, m.Files, 2100)
 	require.Equal(t, "2099", m.Files[2099].Path)
@@ -82,7 +83,7 @@ func TestKeysThatCannotBeFiles(t *testing.T) {
 		listing := `<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>m/ok</Key><Size>1</Size></Contents>` +
 			`<Contents><Key>m/` + key + `</Key><Size>3</Size></Contents></ListBucketResult>`
 		srv := httptest.NewServer(answer(200, listing, "Content-Type: application/xml"))
-		_, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/m/"))
+		_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 		srv.Close()
 		require.Equal(t, "BadPath", model.ReasonOf(err), "%s: %v", key, err)
 		require.True(t, model.IsFinal(err))
@@ -91,7 +92,7 @@ func TestKeysThatCannotBeFiles(t *testing.T) {
 	endpoint, put := store(t)
 	put("m/a", []byte{1}, nil)
 	put("m/a/b", []byte{1}, nil)
-	_, err := newSource(t, endpoint).Resolve(t.Context(), parse(t, "s3://models/m/"))
+	_, err := newSource(t, endpoint).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 	require.ErrorContains(t, err, `"a" is a file and also the directory of "a/b"`)
 }
 
@@ -99,7 +100,7 @@ func TestSumsMustMatchWhatIsThere(t *testing.T) {
 	t.Parallel()
 	endpoint, put := store(t)
 	put("m/a", []byte("a"), nil)
-	s, ref := newSource(t, endpoint), parse(t, "s3://models/m")
+	s, ref := newSource(t, endpoint), sourcetest.Ref(t, "s3://models/m")
 	for text, want := range map[string]string{
 		sum("a") + "  gone\n":                `object m/SHA256SUMS: it names "gone", which is not there`,
 		"<html>":                             "object m/SHA256SUMS: line 1: want <sha256>",
@@ -113,10 +114,10 @@ func TestSumsMustMatchWhatIsThere(t *testing.T) {
 	text := sum("a") + "  a\n"
 	put("m/SHA256SUMS", []byte(text), nil)
 	put("m/b", []byte("b"), nil)
-	m, err := s.Resolve(t.Context(), parse(t, "s3://models/m#sha256="+sum(text)))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m#sha256="+sum(text)))
 	require.NoError(t, err, "the digest in a ref pins the list")
 	require.Equal(t, []model.Digest{model.Digest(sum("a")), ""}, []model.Digest{m.Files[0].Digest, m.Files[1].Digest})
-	_, err = s.Resolve(t.Context(), parse(t, "s3://models/m#sha256="+sum("other")))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m#sha256="+sum("other")))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err))
 }
 
@@ -141,7 +142,7 @@ func TestChecksumsOfTheStore(t *testing.T) {
 			asked = r.Header.Get("X-Amz-Checksum-Mode")
 			answer(200, "", append(c.headers, "Content-Length: 1")...)(w, r)
 		}))
-		m, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/x"))
+		m, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/x"))
 		srv.Close()
 		require.NoError(t, err, name)
 		require.Equal(t, "ENABLED", asked, name)
@@ -161,7 +162,7 @@ func TestChecksumsOfTheStore(t *testing.T) {
 		"no sense":                {[]string{"X-Amz-Checksum-Crc64nvme: x", `ETag: "e"`}, ""},
 	} {
 		srv := httptest.NewServer(answer(200, "", append(c.headers, "Content-Length: 9")...))
-		m, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/x"))
+		m, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/x"))
 		srv.Close()
 		require.NoError(t, err, name)
 		require.Equal(t, c.want, m.Files[0].Check, name)
@@ -188,7 +189,7 @@ func TestAVersionIsReadWhereThatIsAllowed(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	ref := parse(t, "s3://models/a/m.gguf")
+	ref := sourcetest.Ref(t, "s3://models/a/m.gguf")
 	for range 2 {
 		s := newSource(t, srv.URL)
 		m, err := s.Resolve(t.Context(), ref)
@@ -223,7 +224,7 @@ func TestAListingForEverIsNotRead(t *testing.T) {
 		_, _ = io.WriteString(w, "<ListBucketResult><Name>"+strings.Repeat("x", 10<<20)+"</Name></ListBucketResult>")
 	}))
 	defer srv.Close()
-	_, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/a/"))
+	_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/a/"))
 	require.Equal(t, "TooLarge", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err))
 }
@@ -234,7 +235,7 @@ func TestAKeyThatMayNotBeReadIsLookedForInTheListing(t *testing.T) {
 		refuse(http.StatusForbidden, "AccessDenied")(w, r)
 	}))
 	defer srv.Close()
-	_, err := newSource(t, srv.URL).Resolve(t.Context(), parse(t, "s3://models/x"))
+	_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/x"))
 	require.Equal(t, "Forbidden", model.ReasonOf(err))
 	require.EqualError(t, err, "s3://models/x: list x/ at "+srv.URL+": check the credentials and that they may list and get here: AccessDenied: because")
 }
@@ -264,7 +265,7 @@ func TestCredentialsAreReadAgain(t *testing.T) {
 	s, err := s3.New(s3.Config{Endpoint: "http://127.0.0.1:1", CredentialsFile: file})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
-	_, err = s.Resolve(t.Context(), parse(t, "s3://models/m/"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 	require.ErrorContains(t, err, file)
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
-	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // TestContractOnVersitygw runs against a real S3 server, where there is one.
@@ -60,20 +59,9 @@ func TestContractOnVersitygw(t *testing.T) {
 		})
 		require.NoError(t, err)
 	}
-	sourcetest.Contract(t, sourcetest.Origin{
-		Source: newSource(t, "http://"+addr),
-		Put: func(t *testing.T, name string, files map[string][]byte) model.Ref {
-			put(t, name+"/", nil)
-			put(t, name+"-other/x", []byte{1})
-			for p, b := range files {
-				put(t, name+"/"+p, b)
-			}
-			return parse(t, "s3://models/"+name)
-		},
-		Change:  func(t *testing.T, name, path string, b []byte) { put(t, name+"/"+path, b) },
-		Missing: parse(t, "s3://models/missing/llama"),
-		Digests: true, // from x-amz-checksum-sha256
-	})
+	sourcetest.Contract(t, sourcetest.Store{Source: newSource(t, "http://"+addr), Root: "s3://models/", Put: put, Digests: true, // from x-amz-checksum-sha256
+		Dir: func(t *testing.T, key string) { put(t, key+"/", nil) },
+	}.Origin(t, "s3://models/missing/llama", false))
 
 	// In a bucket that keeps versions, what was resolved stays readable.
 	_, err = client.PutBucketVersioning(t.Context(), &sdk.PutBucketVersioningInput{
@@ -86,7 +74,7 @@ func TestContractOnVersitygw(t *testing.T) {
 		})
 		require.NoError(t, err)
 	}
-	s, ref := newSource(t, "http://"+addr), parse(t, "s3://versions/m")
+	s, ref := newSource(t, "http://"+addr), sourcetest.Ref(t, "s3://versions/m")
 	write("the first")
 	m, err := s.Resolve(t.Context(), ref)
 	require.NoError(t, err)
