@@ -180,7 +180,7 @@ func modelsAct(use, about, suffix string, pathOf func(string) (string, error)) *
 }
 
 func modelsVerify() *cobra.Command {
-	cmd := modelsAct("verify NAME", "Read a model's files again, and withdraw what is damaged", "/verify", modelPath)
+	cmd := modelsAct("verify NAME[@REVISION]", "Read a model's files again, or those of one revision, and withdraw what is damaged", "/verify", revisionPath)
 	cmd.Long = "Reads every file of a model again and compares it with the digest that it had when it was published.\n" +
 		"A damaged model is withdrawn at once, with every model that shares the damaged file, and the exit code\n" +
 		"is 1; what is still asked for is then fetched again. A model that is sound stays as it is."
@@ -225,11 +225,11 @@ func modelsRm() *cobra.Command {
 	var socket socketFlag
 	var force bool
 	cmd := &cobra.Command{
-		Use:   "rm NAME",
-		Short: "Take a model and its files away",
+		Use:   "rm NAME[@REVISION]",
+		Short: "Take a model and its files away, or one old revision of it",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := modelPath(args[0])
+			path, err := revisionPath(args[0])
 			if err != nil {
 				return err
 			}
@@ -240,7 +240,7 @@ func modelsRm() *cobra.Command {
 		},
 	}
 	socket.add(cmd)
-	cmd.Flags().BoolVar(&force, "force", false, "remove it although it is pinned")
+	cmd.Flags().BoolVar(&force, "force", false, "remove it although it is pinned or in use")
 	return cmd
 }
 

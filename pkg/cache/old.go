@@ -226,16 +226,15 @@ func (e *entry) older(revision string) (*record, error) {
 		return nil, &model.Error{Reason: "NotFound", Final: true, Text: fmt.Sprintf(
 			"model %s has no old revision to go back to: cache.keep says how many stay, pins keep more", e.name)}
 	}
-	for _, r := range e.old {
-		if r.Revision == revision || r.short() == model.Revision12(revision) {
-			return r, nil
-		}
-	}
-	if e.visible != nil && e.visible.short() == model.Revision12(revision) {
+	switch r := e.record(revision); r {
+	case nil:
+		return nil, noRevision(e, revision)
+	case e.visible:
 		return nil, &model.Error{Reason: "Current", Final: true, Text: fmt.Sprintf(
-			"model %s is at revision %s already", e.name, e.visible.short())}
+			"model %s is at revision %s already", e.name, r.short())}
+	default:
+		return r, nil
 	}
-	return nil, noRevision(e, revision)
 }
 
 // Rollback makes an old revision current again, in one step, and keeps the model there, durably, until Pull
@@ -331,4 +330,52 @@ func (c *Cache) stays(e *entry, m model.Manifest) (bool, error) {
 	return true, &model.Error{Reason: "Held", Final: true, Text: fmt.Sprintf(
 		"model %s is held at revision %s by a rollback, which is gone from here and from its origin, where %s is: gpu-agent models pull %s takes that",
 		e.name, model.Revision12(e.memory.Held.Revision), model.Revision12(m.Revision), e.name)}
+}
+
+// removeOld is Remove of one revision.
+func (c *Cache) removeOld(name, revision string, force bool) error {
+	c.mu.Lock()
+	e := c.models[name]
+	if e == nil || len(e.records()) == 0 {
+		c.mu.Unlock()
+		return notFound(name)
+	}
+	r := e.record(revision)
+	var err error
+	switch {
+	case r == nil:
+		err = noRevision(e, revision)
+	case r == e.visible:
+		err = &model.Error{Reason: "Current", Final: true, Text: fmt.Sprintf(
+			"model %s is at revision %s: remove the model, or go back to another revision first", name, r.short())}
+	case e.exports > 0:
+		err = &model.Error{Reason: "InUse", Text: fmt.Sprintf("model %s is being exported: try again when that has ended", name)}
+	case !force && c.inUse(e, r) != "":
+		err = &model.Error{Reason: "InUse", Final: true, Text: fmt.Sprintf(
+			"revision %s of model %s is kept: %s: remove it with --force if it may go all the same", r.short(), name, c.inUse(e, r))}
+	}
+	if err == nil && slices.Contains(e.memory.Pins, r.short()) {
+		m := e.memory
+		m.Pins = slices.DeleteFunc(slices.Clone(m.Pins), func(pin string) bool { return pin == r.short() })
+		if len(m.Pins) == 0 {
+			m.Pins = nil
+		}
+		err = c.remember(e, m)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.dropOld(e, r)
+}
+
+// record is a revision that is here, current or old, whole or as model.Revision12 has it; nil where it is not.
+// c.mu is held.
+func (e *entry) record(revision string) *record {
+	for _, r := range e.records() {
+		if r.Revision == revision || r.short() == model.Revision12(revision) {
+			return r
+		}
+	}
+	return nil
 }

@@ -395,3 +395,60 @@ func TestWhatIsMadeAnewInTheHubIsWatchedAgain(t *testing.T) {
 		require.ElementsMatch(t, []string{"a", "a@" + commit1[:12], "b"}, uses.watched()[before:])
 	})
 }
+
+func TestOneOldRevisionIsRemovedAndVerified(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		cfg := config(root)
+		cfg.Keep = 5
+		o.put("a", "r1", one(1))
+		c := open(t, cfg, o)
+		stop := run(t, c)
+		pull(t, c, "a")
+		for n := range uint64(3) {
+			moves(t, c, o, "a", fmt.Sprintf("r%d", n+2), one(n+2))
+		}
+		require.Equal(t, []string{"r3", "r2", "r1"}, olds(c.Get().Model("a")))
+
+		require.NoError(t, c.Remove(t.Context(), "a@r2", false))
+		require.Equal(t, []string{"r3", "r1"}, olds(c.Get().Model("a")))
+		require.NoDirExists(t, c.at.visible("a@r2"))
+		require.Equal(t, int64(3*mega), c.Get().Used)
+		require.Equal(t, "Current", model.ReasonOf(c.Remove(t.Context(), "a@r4", true)))
+		require.Equal(t, "NotFound", model.ReasonOf(c.Remove(t.Context(), "a@r2", true)))
+		require.Equal(t, "NotFound", model.ReasonOf(c.Remove(t.Context(), "b@r2", true)))
+
+		require.NoError(t, c.Pin("a@r3"))
+		c.InUse([]model.Use{{Model: "a", Revision: "r1", By: "ns/p"}})
+		require.EqualError(t, c.Remove(t.Context(), "a@r3", false), "revision r3 of model a is kept: pinned: remove it with --force if it may go all the same")
+		require.EqualError(t, c.Remove(t.Context(), "a@r1", false), "revision r1 of model a is kept: in use by ns/p: remove it with --force if it may go all the same")
+		require.NoError(t, c.Remove(t.Context(), "a@r3", true))
+		require.Empty(t, c.models["a"].memory.Pins, "or the next of that name would be pinned")
+		require.Equal(t, []string{"r1"}, olds(c.Get().Model("a")))
+
+		// A revision is read again by its own directory.
+		for _, name := range []string{"a@r1", "a@r4"} {
+			damaged, err := c.Verify(t.Context(), name)
+			require.NoError(t, err)
+			require.Empty(t, damaged)
+		}
+		_, err := c.Verify(t.Context(), "a@r2")
+		require.EqualError(t, err, "model a has no revision r2 here, it has r4, r1")
+		blob := c.at.blob(digest(one(1)["f"]))
+		require.NoError(t, os.Chmod(blob, 0o600))
+		f, err := os.OpenFile(blob, os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte{one(1)["f"][7] ^ 1}, 7)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		damaged, err := c.Verify(t.Context(), "a")
+		require.NoError(t, err)
+		require.Empty(t, damaged, "the current one is sound")
+		damaged, err = c.Verify(t.Context(), "a@r1")
+		require.NoError(t, err)
+		require.Equal(t, []string{"f"}, damaged)
+		require.Empty(t, olds(c.Get().Model("a")), "withdrawn")
+		require.Equal(t, model.Ready, c.Get().Model("a").State)
+		stop()
+		tidy(t, root, one(4))
+	})
+}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -200,17 +201,25 @@ func (c *Cache) show(aside string, r *record) error {
 	return c.disk.SyncDir(c.at.manifests())
 }
 
-// Verify hashes every file of a visible model again and returns the paths whose content is not what it
-// was when it was published. Damaged content is withdrawn at once, from every model that shares it, as
+// Verify hashes every file of a visible model, or by name@revision of a revision that is here, again and returns
+// the paths whose content is not what it was when it was published. Damaged content is withdrawn at once, from every model that shares it, as
 // Remove does it; what is still asked for is then fetched again.
 func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err error) {
+	name, revision, one := strings.Cut(name, "@")
 	c.mu.Lock()
 	e := c.models[name]
-	if e == nil || e.visible == nil {
+	if e == nil || e.visible == nil && !one {
 		c.mu.Unlock()
 		return nil, notFound(name)
 	}
-	r := e.visible
+	r, dir := e.visible, c.at.visible(name)
+	if one {
+		if r = e.record(revision); r == nil {
+			c.mu.Unlock()
+			return nil, noRevision(e, revision)
+		}
+		dir = c.at.revision(r)
+	}
 	e.verifying++
 	c.mu.Unlock()
 	defer func() {
@@ -221,7 +230,7 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 	}()
 	bad := map[model.Digest]bool{}
 	for _, f := range r.Files {
-		sum, err := hashFile(ctx, filepath.Join(c.at.visible(name), filepath.FromSlash(f.Path)))
+		sum, err := hashFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Path)))
 		if ctx.Err() != nil {
 			return damaged, ctx.Err()
 		}
@@ -236,7 +245,13 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 	if len(bad) == 0 {
 		return nil, nil
 	}
-	c.log.Error("a model is damaged on disk", "model", name, "files", damaged)
+	c.mu.Lock()
+	here := r == e.visible || one && slices.Contains(e.old, r)
+	c.mu.Unlock()
+	if !here { // what was read last is another revision, or nothing
+		return nil, &model.Error{Reason: "Changed", Text: fmt.Sprintf("revision %s of model %s went away meanwhile: verify it again", r.short(), name)}
+	}
+	c.log.Error("a model is damaged on disk", "model", name, "revision", r.Revision, "files", damaged)
 	return damaged, c.condemn(ctx, bad)
 }
 

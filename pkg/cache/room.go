@@ -418,9 +418,14 @@ func (c *Cache) dropPartial(e *entry) error {
 	return nil
 }
 
-// Remove takes a model that was asked for by Pull, or by a config of the past, off this node. It
-// returns when the model is gone. A pinned one goes only by force.
+// Remove takes a model that was asked for by Pull, or by a config of the past, off this node, with its old
+// revisions, or by name@revision one old revision alone. It returns when that is gone. What is pinned, or in use,
+// goes only by force.
 func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
+	name, revision, one := strings.Cut(name, "@")
+	if one {
+		return c.removeOld(name, revision, force)
+	}
 	c.mu.Lock()
 	e := c.models[name]
 	if e == nil || !e.asked() && len(e.records()) == 0 {
