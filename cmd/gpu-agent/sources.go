@@ -29,7 +29,7 @@ func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 	}
 	bucket, err := s3.New(s3.Config{
 		Endpoint: c.S3.Endpoint, Region: c.S3.Region, PathStyle: c.S3.PathStyle, Anonymous: c.S3.Anonymous,
-		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Proxy: c.S3.Proxy, Streams: cfg.Streams,
+		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Proxy: c.S3.Proxy, Mirrors: c.S3.Mirrors, Streams: cfg.Streams,
 	})
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.s3: %w", err)}
@@ -58,14 +58,14 @@ func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
 		return nil, usageError{fmt.Errorf("cache.sources.file: %w", err)}
 	}
 	google, err := gs.New(gs.Config{
-		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile, Proxy: c.GS.Proxy,
+		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile, Proxy: c.GS.Proxy, Mirrors: c.GS.Mirrors,
 		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {
 		return nil, usageError{fmt.Errorf("cache.sources.gs: %w", err)}
 	}
 	azure, err := az.New(az.Config{
-		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile, Proxy: c.AZ.Proxy,
+		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile, Proxy: c.AZ.Proxy, Mirrors: c.AZ.Mirrors,
 		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
 	})
 	if err != nil {

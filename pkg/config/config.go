@@ -287,9 +287,10 @@ func Default() Config {
 			Demand:   Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			KeepFree: Share{Percent: 15}, KubeletConfig: "/var/lib/kubelet/config.yaml",
-			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1"}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
+			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1", Mirrors: []string{}}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
 				HF: SourceHub{Endpoint: "https://huggingface.co", Mirrors: []string{}},
-				MS: SourceHub{Endpoint: "https://modelscope.cn", Mirrors: []string{}}, File: SourceFile{Roots: []string{}}},
+				MS: SourceHub{Endpoint: "https://modelscope.cn", Mirrors: []string{}}, File: SourceFile{Roots: []string{}},
+				GS: SourceGS{Mirrors: []string{}}, AZ: SourceAZ{Mirrors: []string{}}},
 		},
 	}
 }

@@ -136,11 +136,11 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"mig without GPUs": {head + "nvml:\n  simulate:\n    mig:\n    - gpus: [0]\n", "c.yaml:4: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got \"\"\nc.yaml:4: nvml.simulate.count: want 1 to 16, got 0"},
 		"file sink":        {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
 		"relative root":    {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
-		"mirrors and proxies": {head + "cache:\n  sources:\n    oci:\n      proxy: http://u:p@h\n      mirrors:\n      - {of: a/b, url: m}\n    s3:\n      mirrors: []\n",
+		"mirrors and proxies": {head + "cache:\n  sources:\n    oci:\n      proxy: http://u:p@h\n      mirrors:\n      - {of: a/b, url: m}\n    s3:\n      mirrors: [m]\n",
 			"c.yaml:6: cache.sources.oci.proxy: want http://host:port without credentials; one that asks for a login goes into HTTPS_PROXY\n" +
 				"c.yaml:8: cache.sources.oci.mirrors[0].url: want http(s)://host[:port] without credentials, such as https://mirror.example\n" +
 				"c.yaml:8: cache.sources.oci.mirrors[0].of: want the host[:port] that it is a mirror of, such as registry.example\n" +
-				"c.yaml:10: cache.sources.s3.mirrors: unknown key: see the reference for those that there are"},
+				"c.yaml:10: cache.sources.s3.mirrors[0]: want http(s)://host[:port] without credentials, such as https://mirror.example"},
 		"scheme":           {head + "cache:\n  models:\n  - name: a\n    source: ftp://h/f\n", `c.yaml:6: cache.models[0].source: want one of https, http, s3, oci, hf, ms, file, gs, az, got "ftp"`},
 		"refresh":          {head + "cache: {refresh: 30s}\n", "c.yaml:3: cache.refresh: want 0s (never) or at least 1m, got 30s"},
 		"model's refresh":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, refresh: -1h}\n", "c.yaml:5: cache.models[0].refresh: want 0s (never) or at least 1m, got -1h0m0s"},

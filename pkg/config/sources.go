@@ -39,13 +39,14 @@ type SourceHTTP struct {
 
 // SourceS3 is for s3:// origins.
 type SourceS3 struct {
-	Endpoint        string `yaml:"endpoint"`
-	Region          string `yaml:"region"`
-	PathStyle       bool   `yaml:"pathStyle"`
-	Anonymous       bool   `yaml:"anonymous"`
-	CredentialsFile string `yaml:"credentialsFile"`
-	CAFile          string `yaml:"caFile"`
-	Proxy           string `yaml:"proxy"`
+	Endpoint        string   `yaml:"endpoint"`
+	Region          string   `yaml:"region"`
+	PathStyle       bool     `yaml:"pathStyle"`
+	Anonymous       bool     `yaml:"anonymous"`
+	CredentialsFile string   `yaml:"credentialsFile"`
+	CAFile          string   `yaml:"caFile"`
+	Proxy           string   `yaml:"proxy"`
+	Mirrors         []string `yaml:"mirrors"`
 }
 
 // SourceOCI is for oci:// origins: registries.
@@ -69,20 +70,22 @@ type SourceHub struct {
 
 // SourceGS is for gs:// origins.
 type SourceGS struct {
-	Endpoint        string `yaml:"endpoint"`
-	Anonymous       bool   `yaml:"anonymous"`
-	CredentialsFile string `yaml:"credentialsFile"`
-	CAFile          string `yaml:"caFile"`
-	Proxy           string `yaml:"proxy"`
+	Endpoint        string   `yaml:"endpoint"`
+	Anonymous       bool     `yaml:"anonymous"`
+	CredentialsFile string   `yaml:"credentialsFile"`
+	CAFile          string   `yaml:"caFile"`
+	Proxy           string   `yaml:"proxy"`
+	Mirrors         []string `yaml:"mirrors"`
 }
 
 // SourceAZ is for az:// origins, Azure Blob Storage.
 type SourceAZ struct {
-	Endpoint        string `yaml:"endpoint"`
-	Anonymous       bool   `yaml:"anonymous"`
-	CredentialsFile string `yaml:"credentialsFile"`
-	CAFile          string `yaml:"caFile"`
-	Proxy           string `yaml:"proxy"`
+	Endpoint        string   `yaml:"endpoint"`
+	Anonymous       bool     `yaml:"anonymous"`
+	CredentialsFile string   `yaml:"credentialsFile"`
+	CAFile          string   `yaml:"caFile"`
+	Proxy           string   `yaml:"proxy"`
+	Mirrors         []string `yaml:"mirrors"`
 }
 
 // SourceFile is for file:// origins: the directories that may be read.
@@ -121,6 +124,11 @@ func (s Sources) check(f *file) {
 		f.server("cache.sources."+kind+".endpoint", hub.Endpoint, "https://"+map[string]string{"hf": "huggingface.co", "ms": "modelscope.cn"}[kind])
 		for i, m := range hub.Mirrors {
 			f.server(fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i), m, "https://hub.example")
+		}
+	}
+	for kind, list := range map[string][]string{"s3": s.S3.Mirrors, "gs": s.GS.Mirrors, "az": s.AZ.Mirrors} {
+		for i, m := range list {
+			f.server(fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i), m, "https://mirror.example")
 		}
 	}
 	for i, dir := range s.File.Roots {

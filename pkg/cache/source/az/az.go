@@ -29,12 +29,13 @@ type Config struct {
 	// Endpoint is http(s)://host[:port]. With {account} in its host that is the account's own, as in other clouds
 	// of Azure; without, the account comes first in the path, as with Azurite. "" for the public cloud.
 	Endpoint        string
-	Anonymous       bool   // send no credentials: public containers
-	CredentialsFile string // a connection string with AccountKey or SharedAccessSignature, read anew for each request; "" for none
-	CAFile          string // PEM certificates to trust beside the system's; "" for none
-	Proxy           string // http://host:port of a proxy to the store; "" for what the environment says
-	UserAgent       string // "" means gpu-agent
-	Streams         int    // idle connections kept; 0 means 64
+	Anonymous       bool     // send no credentials: public containers
+	CredentialsFile string   // a connection string with AccountKey or SharedAccessSignature, read anew for each request; "" for none
+	CAFile          string   // PEM certificates to trust beside the system's; "" for none
+	Proxy           string   // http://host:port of a proxy to the store; "" for what the environment says
+	Mirrors         []string // addresses below which other servers have the blobs, at account/container/name: see web.ObjectMirrors
+	UserAgent       string   // "" means gpu-agent
+	Streams         int      // idle connections kept; 0 means 64
 }
 
 // Source reads scheme az. Safe for concurrent use.
@@ -42,6 +43,7 @@ type Source struct {
 	endpoint  *url.URL // with {account} in its host, or without
 	userAgent string
 	client    *http.Client
+	mirrors   *web.ObjectMirrors
 	anonymous bool
 	file      string // of credentials; "" for the identity
 	identity  *identity
@@ -97,6 +99,9 @@ func newSource(c Config) (*Source, error) {
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // credentials stay here
 	s := &Source{endpoint: u, userAgent: c.UserAgent, anonymous: c.Anonymous, file: c.CredentialsFile,
 		client: &http.Client{Transport: web.Transport(trust, proxy, c.Streams), CheckRedirect: stay}}
+	if s.mirrors, err = web.NewObjectMirrors(c.Mirrors, s.client.Transport, c.UserAgent); err != nil {
+		return nil, err
+	}
 	if !c.Anonymous && c.CredentialsFile == "" {
 		local := web.Transport(nil, nil, 1) // the node's metadata service is no proxy's business
 		s.identity = &identity{

@@ -238,3 +238,12 @@ func TestAListingThatLies(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "m/\ufffe", m.Files[1].Key, "what XML cannot hold")
 }
+
+func TestMirrors(t *testing.T) {
+	st, endpoint := newStore(t)
+	c := az.Config{Endpoint: endpoint, Anonymous: true}
+	sourcetest.Mirrors(t, st.of(newSource(t, c)).Origin(t, "az://acct/nowhere/llama/", true), "/acct/models", func(mirror string) sourcetest.Source {
+		c.Mirrors = []string{mirror}
+		return newSource(t, c)
+	})
+}

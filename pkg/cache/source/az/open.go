@@ -24,6 +24,9 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if !part.Whole() && length == 0 {
 		return http.NoBody, nil // no Range header can ask for nothing
 	}
+	if body := s.mirrors.Open(ctx, at.account+"/"+at.container, f.Key, f, part); body != nil {
+		return body, nil
+	}
 	header := http.Header{"If-Match": {f.Version}}
 	part.Ask(header)
 	u := s.address(at, f.Key)

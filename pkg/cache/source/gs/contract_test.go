@@ -196,3 +196,12 @@ func TestAPageOfAListingIsBounded(t *testing.T) {
 	_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Resolve(t.Context(), sourcetest.Ref(t, "gs://models/p/"))
 	require.Equal(t, "WrongAnswer", model.ReasonOf(err), "%v", err)
 }
+
+func TestMirrors(t *testing.T) {
+	st, endpoint := newStore(t)
+	c := gs.Config{Endpoint: endpoint, Anonymous: true}
+	sourcetest.Mirrors(t, st.of(newSource(t, c)).Origin(t, "gs://nowhere/llama/", true), "/models", func(mirror string) sourcetest.Source {
+		c.Mirrors = []string{mirror}
+		return newSource(t, c)
+	})
+}

@@ -20,13 +20,14 @@ import (
 
 // Config is how Cloud Storage is reached. The zero value is Google's, with the credentials of the default chain.
 type Config struct {
-	Endpoint        string // http(s)://host[:port]; "" for https://storage.googleapis.com
-	Anonymous       bool   // send no token: public buckets
-	CredentialsFile string // a service account's key or a workload identity's description, JSON; "" for the default chain
-	CAFile          string // PEM certificates to trust beside the system's; "" for none
-	Proxy           string // http://host:port of a proxy to the store; "" for what the environment says
-	UserAgent       string // "" means gpu-agent
-	Streams         int    // idle connections kept; 0 means 64
+	Endpoint        string   // http(s)://host[:port]; "" for https://storage.googleapis.com
+	Anonymous       bool     // send no token: public buckets
+	CredentialsFile string   // a service account's key or a workload identity's description, JSON; "" for the default chain
+	CAFile          string   // PEM certificates to trust beside the system's; "" for none
+	Proxy           string   // http://host:port of a proxy to the store; "" for what the environment says
+	Mirrors         []string // addresses below which other servers have the objects, at bucket/key: see web.ObjectMirrors
+	UserAgent       string   // "" means gpu-agent
+	Streams         int      // idle connections kept; 0 means 64
 }
 
 // Source reads scheme gs. Safe for concurrent use.
@@ -34,6 +35,7 @@ type Source struct {
 	base      string // the endpoint, without a slash at its end
 	userAgent string
 	client    *http.Client
+	mirrors   *web.ObjectMirrors
 	login     *login // nil where anonymous
 }
 
@@ -79,6 +81,9 @@ func newSource(c Config) (*Source, error) {
 		Transport:     web.Transport(trust, proxy, c.Streams),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // tokens stay here
 	}}
+	if s.mirrors, err = web.NewObjectMirrors(c.Mirrors, s.client.Transport, c.UserAgent); err != nil {
+		return nil, err
+	}
 	switch {
 	case c.Anonymous && c.CredentialsFile != "":
 		return nil, fmt.Errorf("credentials file %s: not used when anonymous: remove one of the two", c.CredentialsFile)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -18,6 +19,9 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	whole := offset == 0 && length == f.Size
 	if !whole && length == 0 {
 		return http.NoBody, nil // no Range header can ask for nothing
+	}
+	if body := s.mirrors.Open(ctx, ref.Host, f.Key, f, web.Part{Offset: offset, Length: length, Size: f.Size}); body != nil {
+		return body, nil
 	}
 	ranged := ""
 	if !whole {

@@ -25,8 +25,8 @@ func credentialsFile(t *testing.T) string {
 	return file
 }
 
-func newSource(t *testing.T, endpoint string) *s3.Source {
-	s, err := s3.New(s3.Config{Endpoint: endpoint, Region: "us-east-1", PathStyle: true, CredentialsFile: credentialsFile(t)})
+func newSource(t *testing.T, endpoint string, mirrors ...string) *s3.Source {
+	s, err := s3.New(s3.Config{Endpoint: endpoint, Region: "us-east-1", PathStyle: true, CredentialsFile: credentialsFile(t), Mirrors: mirrors})
 	require.NoError(t, err)
 	t.Cleanup(s.CloseIdle)
 	return s
@@ -52,4 +52,11 @@ func TestContract(t *testing.T) {
 			Dir: func(_ *testing.T, key string) { put(key+"/", nil, nil) },
 		}.Origin(t, missing, sums))
 	}
+}
+
+func TestMirrors(t *testing.T) {
+	endpoint, put := store(t)
+	sourcetest.Mirrors(t, sourcetest.Store{Source: newSource(t, endpoint), Root: "s3://models/",
+		Put: func(_ *testing.T, key string, b []byte) { put(key, b, nil) },
+	}.Origin(t, "s3://nowhere/llama/", true), "/models", func(mirror string) sourcetest.Source { return newSource(t, endpoint, mirror) })
 }

@@ -26,6 +26,9 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 		return nil, fmt.Errorf("open %s: %d bytes at %d are not within its %d", f.Path, length, offset, f.Size)
 	}
 	key, version, _ := strings.Cut(f.Key, versioned)
+	if body := s.mirrors.Open(ctx, ref.Host, key, f, web.Part{Offset: offset, Length: length, Size: f.Size}); body != nil {
+		return body, nil
+	}
 	in := &s3.GetObjectInput{Bucket: aws.String(ref.Host), Key: aws.String(key)}
 	whole := offset == 0 && length == f.Size
 	if !whole && length == 0 {

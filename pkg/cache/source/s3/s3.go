@@ -26,21 +26,23 @@ import (
 
 // Config is one S3 store. The zero value is AWS, with the region and credentials of its default chain.
 type Config struct {
-	Endpoint        string // http(s)://host[:port]; "" for AWS
-	Region          string // "" for what the environment says, or us-east-1 where Endpoint is set
-	PathStyle       bool   // endpoint/bucket/key instead of bucket.endpoint/key
-	Anonymous       bool   // sign nothing: public buckets
-	CredentialsFile string // in the form of ~/.aws/credentials, profile default, read anew each minute; "" for the default chain
-	CAFile          string // PEM certificates to trust beside the system's; "" for those of AWS_CA_BUNDLE
-	Proxy           string // http://host:port of a proxy to the store; "" for what the environment says
-	UserAgent       string // application id within the SDK's own; "" for gpu-agent
-	Streams         int    // idle connections kept; 0 means 64
+	Endpoint        string   // http(s)://host[:port]; "" for AWS
+	Region          string   // "" for what the environment says, or us-east-1 where Endpoint is set
+	PathStyle       bool     // endpoint/bucket/key instead of bucket.endpoint/key
+	Anonymous       bool     // sign nothing: public buckets
+	CredentialsFile string   // in the form of ~/.aws/credentials, profile default, read anew each minute; "" for the default chain
+	CAFile          string   // PEM certificates to trust beside the system's; "" for those of AWS_CA_BUNDLE
+	Proxy           string   // http://host:port of a proxy to the store; "" for what the environment says
+	Mirrors         []string // addresses below which other servers have the objects, at bucket/key: see web.ObjectMirrors
+	UserAgent       string   // application id within the SDK's own; "" for gpu-agent
+	Streams         int      // idle connections kept; 0 means 64
 }
 
 // Source reads scheme s3. Safe for concurrent use.
 type Source struct {
 	client   *s3.Client
 	idle     *http.Transport
+	mirrors  *web.ObjectMirrors
 	endpoint string // for error texts
 
 	unversioned sync.Map // buckets whose versions may not be read, by name
@@ -72,6 +74,10 @@ func New(c Config) (*Source, error) {
 		c.UserAgent = "gpu-agent"
 	}
 	transport := web.Transport(trust, proxy, c.Streams)
+	mirrors, err := web.NewObjectMirrors(c.Mirrors, transport, c.UserAgent)
+	if err != nil {
+		return nil, fmt.Errorf("s3 source: %w", err)
+	}
 	client := &http.Client{
 		Transport:     listings{transport},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // signatures stay here
@@ -113,7 +119,7 @@ func New(c Config) (*Source, error) {
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	})
-	return &Source{client: api, idle: transport, endpoint: c.Endpoint}, nil
+	return &Source{client: api, idle: transport, mirrors: mirrors, endpoint: c.Endpoint}, nil
 }
 
 // CloseIdle closes the connections that are kept for the next request.
