@@ -79,8 +79,8 @@ func TestContractOnAzurite(t *testing.T) {
 	blob := func(t *testing.T, path string, body []byte) {
 		put(t, path, "", body, map[string]string{"X-Ms-Blob-Type": "BlockBlob"})
 	}
-	shared := file(t, "DefaultEndpointsProtocol=http;AccountName="+account+";AccountKey="+key+";BlobEndpoint="+endpoint+"/"+account)
-	sas := file(t, "AccountName="+account+";SharedAccessSignature="+signature(t))
+	shared := sourcetest.Secret(t, "DefaultEndpointsProtocol=http;AccountName="+account+";AccountKey="+key+";BlobEndpoint="+endpoint+"/"+account)
+	sas := sourcetest.Secret(t, "AccountName="+account+";SharedAccessSignature="+signature(t))
 	for name, c := range map[string]struct {
 		container string
 		config    az.Config
@@ -108,8 +108,8 @@ func TestContractOnAzurite(t *testing.T) {
 	}{
 		"no container":   {az.Config{Endpoint: endpoint, CredentialsFile: shared}, "az://" + account + "/nowhere/x", "NotFound", "ContainerNotFound"},
 		"not public":     {az.Config{Endpoint: endpoint, Anonymous: true}, "az://" + account + "/models/x", "Forbidden", "check that the credentials"},
-		"a wrong key":    {az.Config{Endpoint: endpoint, CredentialsFile: file(t, "AccountName="+account+";AccountKey=c0VjUmVU")}, "az://" + account + "/models/x", "Forbidden", "(AuthorizationFailure)"},
-		"an expired SAS": {az.Config{Endpoint: endpoint, CredentialsFile: file(t, "AccountName="+account+";SharedAccessSignature="+strings.Replace(signature(t), "se=20", "se=19", 1))}, "az://" + account + "/models/x", "Forbidden", "not expired"},
+		"a wrong key":    {az.Config{Endpoint: endpoint, CredentialsFile: sourcetest.Secret(t, "AccountName="+account+";AccountKey=c0VjUmVU")}, "az://" + account + "/models/x", "Forbidden", "(AuthorizationFailure)"},
+		"an expired SAS": {az.Config{Endpoint: endpoint, CredentialsFile: sourcetest.Secret(t, "AccountName="+account+";SharedAccessSignature="+strings.Replace(signature(t), "se=20", "se=19", 1))}, "az://" + account + "/models/x", "Forbidden", "not expired"},
 	} {
 		_, err := newSource(t, c.config).Resolve(t.Context(), sourcetest.Ref(t, c.ref))
 		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)

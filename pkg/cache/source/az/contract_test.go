@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -33,12 +31,6 @@ func newSource(t *testing.T, c az.Config) *az.Source {
 	require.NoError(t, err)
 	t.Cleanup(s.CloseIdle)
 	return s
-}
-
-func file(t *testing.T, text string) string {
-	name := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(name, []byte(text), 0o600))
-	return name
 }
 
 // stored is a blob; more is XML beside its properties.

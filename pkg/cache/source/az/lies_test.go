@@ -2,7 +2,6 @@ package az_test
 
 import (
 	"encoding/pem"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,20 +19,9 @@ import (
 
 const text = "0123456789abcdefghij"
 
-// answer writes an answer with the given headers, "name", "value", ….
-func answer(status int, body string, headers ...string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		for i := 0; i < len(headers); i += 2 {
-			w.Header().Set(headers[i], headers[i+1])
-		}
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-	}
-}
-
 func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	t.Parallel()
-	const at, etag, why = "Content-Range", "ETag", "X-Ms-Error-Code"
+	const at, etag, why = "Content-Range: ", "ETag: ", "X-Ms-Error-Code: "
 	late := time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)
 	for name, c := range map[string]struct {
 		serve  http.HandlerFunc
@@ -41,27 +29,27 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		final  bool
 		text   string
 	}{
-		"200 to a range":   {answer(200, text, etag, `"7"`), "RangeIgnored", false, ""},
-		"other start":      {answer(206, "45678", etag, `"7"`, at, "bytes 4-8/20"), "WrongRange", false, ""},
-		"other total":      {answer(206, "56789", etag, `"7"`, at, "bytes 5-9/21"), "Changed", false, ""},
-		"no content range": {answer(206, "56789", etag, `"7"`), "WrongRange", false, ""},
-		"too short":        {answer(206, "567", etag, `"7"`, at, "bytes 5-9/20", "Content-Length", "3"), "WrongLength", false, ""},
-		"another version":  {answer(206, "56789", etag, `"8"`, at, "bytes 5-9/20"), "Changed", false, ""},
-		"no version":       {answer(206, "56789", at, "bytes 5-9/20"), "Changed", false, ""},
-		"gzip unasked":     {answer(206, "56789", etag, `"7"`, at, "bytes 5-9/20", "Content-Encoding", "gzip"), "Encoded", true, ""},
-		"404":              {answer(404, "", why, "ContainerNotFound"), "NotFound", true, "404 Not Found (ContainerNotFound): correct the account"},
-		"401":              {answer(401, "\x1b", why, "<b>"), "Forbidden", true, "401 Unauthorized: check that the credentials"},
-		"403":              {answer(403, "", why, "AuthorizationPermissionMismatch"), "Forbidden", true, "(AuthorizationPermissionMismatch): check that the credentials are right and not expired"},
-		"an old clock":     {answer(403, "", why, "AuthenticationFailed", "Date", late), "ClockSkew", false, "ahead of the server's: set it right"},
-		"not public":       {answer(409, "", why, "PublicAccessNotPermitted"), "Forbidden", true, "give credentials"},
-		"archived":         {answer(409, "", why, "BlobArchived"), "Archived", true, "rehydrate it"},
-		"400":              {answer(400, "", why, "InvalidQueryParameterValue"), "Refused", true, ""},
-		"412":              {answer(412, ""), "Changed", false, ""},
-		"416":              {answer(416, ""), "Changed", false, ""},
-		"429":              {answer(429, "", "Retry-After", "7"), "Throttled", false, ""},
-		"503":              {answer(503, "", "Retry-After", "7", why, "ServerBusy"), "Throttled", false, ""},
-		"500":              {answer(500, ""), "Unavailable", false, ""},
-		"a redirect":       {answer(302, "", "Location", "http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false, ""},
+		"200 to a range":   {sourcetest.Answer(200, text, etag+`"7"`), "RangeIgnored", false, ""},
+		"other start":      {sourcetest.Answer(206, "45678", etag+`"7"`, at+"bytes 4-8/20"), "WrongRange", false, ""},
+		"other total":      {sourcetest.Answer(206, "56789", etag+`"7"`, at+"bytes 5-9/21"), "Changed", false, ""},
+		"no content range": {sourcetest.Answer(206, "56789", etag+`"7"`), "WrongRange", false, ""},
+		"too short":        {sourcetest.Answer(206, "567", etag+`"7"`, at+"bytes 5-9/20", "Content-Length: 3"), "WrongLength", false, ""},
+		"another version":  {sourcetest.Answer(206, "56789", etag+`"8"`, at+"bytes 5-9/20"), "Changed", false, ""},
+		"no version":       {sourcetest.Answer(206, "56789", at+"bytes 5-9/20"), "Changed", false, ""},
+		"gzip unasked":     {sourcetest.Answer(206, "56789", etag+`"7"`, at+"bytes 5-9/20", "Content-Encoding: gzip"), "Encoded", true, ""},
+		"404":              {sourcetest.Answer(404, "", why+"ContainerNotFound"), "NotFound", true, "404 Not Found (ContainerNotFound): correct the account"},
+		"401":              {sourcetest.Answer(401, "\x1b", why+"<b>"), "Forbidden", true, "401 Unauthorized: check that the credentials"},
+		"403":              {sourcetest.Answer(403, "", why+"AuthorizationPermissionMismatch"), "Forbidden", true, "(AuthorizationPermissionMismatch): check that the credentials are right and not expired"},
+		"an old clock":     {sourcetest.Answer(403, "", why+"AuthenticationFailed", "Date: "+late), "ClockSkew", false, "ahead of the server's: set it right"},
+		"not public":       {sourcetest.Answer(409, "", why+"PublicAccessNotPermitted"), "Forbidden", true, "give credentials"},
+		"archived":         {sourcetest.Answer(409, "", why+"BlobArchived"), "Archived", true, "rehydrate it"},
+		"400":              {sourcetest.Answer(400, "", why+"InvalidQueryParameterValue"), "Refused", true, ""},
+		"412":              {sourcetest.Answer(412, ""), "Changed", false, ""},
+		"416":              {sourcetest.Answer(416, ""), "Changed", false, ""},
+		"429":              {sourcetest.Answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"503":              {sourcetest.Answer(503, "", "Retry-After: 7", why+"ServerBusy"), "Throttled", false, ""},
+		"500":              {sourcetest.Answer(500, ""), "Unavailable", false, ""},
+		"a redirect":       {sourcetest.Answer(302, "", "Location: http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false, ""},
 		"no answer":        {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,16 +57,9 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			st, endpoint := newStore(t)
 			st.before = c.serve
 			f := model.File{Path: "m", Key: "a/m", Size: 20, Version: `"7"`}
-			credentials := file(t, "AccountName=acct;SharedAccessSignature=sv=2021&sig=SECRET")
+			credentials := sourcetest.Secret(t, "AccountName=acct;SharedAccessSignature=sv=2021&sig=SECRET")
 			_, err := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: credentials}).Open(t.Context(), sourcetest.Ref(t, "az://acct/models/a"), f, 5, 5)
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, c.text)
-			require.NotContains(t, err.Error(), "SECRET")
-			require.NotContains(t, err.Error(), "\x1b")
-			if c.reason == "Throttled" {
-				require.Equal(t, 7*time.Second, model.RetryAfter(err))
-			}
+			sourcetest.Fails(t, err, c.reason, c.final, c.text)
 			require.Equal(t, "SECRET", st.requests()[0].URL.Query().Get("sig"))
 		})
 	}
@@ -97,10 +78,10 @@ func TestCredentialsThatCannotBeUsed(t *testing.T) {
 		"alike in name":         {az.Config{Endpoint: "https://{account}.blob.core.windows.net.evil.example"}, "goes to Azure alone"},
 		"no file":               {az.Config{CredentialsFile: "/nowhere"}, "credentials file"},
 		"both":                  {az.Config{Anonymous: true, CredentialsFile: "/nowhere"}, "remove one of the two"},
-		"not a string of it":    {az.Config{CredentialsFile: file(t, "sEcReT")}, "want one connection string"},
-		"no account":            {az.Config{CredentialsFile: file(t, "AccountKey=c0VjUmVU")}, "want one connection string"},
-		"a key that is none":    {az.Config{CredentialsFile: file(t, "AccountName=acct;AccountKey=sEcReT!")}, "want one connection string"},
-		"a key and a signature": {az.Config{CredentialsFile: file(t, "AccountName=acct;AccountKey=c0VjUmVU;SharedAccessSignature=sig=x")}, "want one connection string"},
+		"not a string of it":    {az.Config{CredentialsFile: sourcetest.Secret(t, "sEcReT")}, "want one connection string"},
+		"no account":            {az.Config{CredentialsFile: sourcetest.Secret(t, "AccountKey=c0VjUmVU")}, "want one connection string"},
+		"a key that is none":    {az.Config{CredentialsFile: sourcetest.Secret(t, "AccountName=acct;AccountKey=sEcReT!")}, "want one connection string"},
+		"a key and a signature": {az.Config{CredentialsFile: sourcetest.Secret(t, "AccountName=acct;AccountKey=c0VjUmVU;SharedAccessSignature=sig=x")}, "want one connection string"},
 		"no CA":                 {az.Config{CAFile: "/nowhere"}, "CA file"},
 	} {
 		_, err := az.New(c.config)
@@ -108,7 +89,7 @@ func TestCredentialsThatCannotBeUsed(t *testing.T) {
 		require.NotContains(t, err.Error(), "sEcReT", name)
 	}
 	for _, good := range []az.Config{{}, {Endpoint: "https://{account}.blob.core.chinacloudapi.cn"}, {Endpoint: "http://127.0.0.1:10000", Anonymous: true},
-		{CredentialsFile: file(t, "BlobEndpoint=https://acct.blob.core.windows.net/;SharedAccessSignature=sv=x&sig=y")}} {
+		{CredentialsFile: sourcetest.Secret(t, "BlobEndpoint=https://acct.blob.core.windows.net/;SharedAccessSignature=sv=x&sig=y")}} {
 		newSource(t, good)
 	}
 }
@@ -117,7 +98,7 @@ func TestASignatureGoesToItsAccountAlone(t *testing.T) {
 	t.Parallel()
 	st, endpoint := newStore(t)
 	for _, text := range []string{"AccountName=other;SharedAccessSignature=sig=SECRET", "AccountName=other;AccountKey=c0VjUmVU"} {
-		s := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: file(t, text)})
+		s := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: sourcetest.Secret(t, text)})
 		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 		require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 		require.ErrorContains(t, err, "the credentials file is for account other: name a source there, or the credentials of acct")
@@ -135,7 +116,7 @@ func TestARedirectGetsNothing(t *testing.T) {
 	st.before = func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
 	}
-	s := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: file(t, "AccountName=acct;SharedAccessSignature=sig=SECRET")})
+	s := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: sourcetest.Secret(t, "AccountName=acct;SharedAccessSignature=sig=SECRET")})
 	_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 	require.Equal(t, "WrongAnswer", model.ReasonOf(err), "%v", err)
 	require.Zero(t, followed.Load())
@@ -151,10 +132,10 @@ func azure(t *testing.T, entra http.HandlerFunc) (addr, ca string, seen *[]*http
 			entra(w, r)
 			return
 		}
-		answer(200, "<EnumerationResults><Blobs></Blobs></EnumerationResults>")(w, r)
+		sourcetest.Answer(200, "<EnumerationResults><Blobs></Blobs></EnumerationResults>")(w, r)
 	}))
 	t.Cleanup(srv.Close)
-	ca = file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	ca = sourcetest.Secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
 	return srv.Listener.Addr().String(), ca, seen
 }
 
@@ -162,16 +143,16 @@ func TestAWorkloadIdentityIsExchangedOnce(t *testing.T) {
 	refuse := false
 	addr, ca, seen := azure(t, func(w http.ResponseWriter, r *http.Request) {
 		if refuse {
-			answer(400, `{"error":"invalid_client","error_description":"AADSTS70021 sEcReT"}`, "Content-Type", "application/json")(w, r)
+			sourcetest.Answer(400, `{"error":"invalid_client","error_description":"AADSTS70021 sEcReT"}`, "Content-Type: application/json")(w, r)
 			return
 		}
-		answer(200, `{"access_token":"t0ken","token_type":"Bearer","expires_in":3600}`, "Content-Type", "application/json")(w, r)
+		sourcetest.Answer(200, `{"access_token":"t0ken","token_type":"Bearer","expires_in":3600}`, "Content-Type: application/json")(w, r)
 	})
 	// The certificate of httptest is for example.com.
 	t.Setenv("AZURE_AUTHORITY_HOST", "https://login.example.com/")
 	t.Setenv("AZURE_CLIENT_ID", "client-1")
 	t.Setenv("AZURE_TENANT_ID", "tenant-1")
-	t.Setenv("AZURE_FEDERATED_TOKEN_FILE", file(t, "assertion\n"))
+	t.Setenv("AZURE_FEDERATED_TOKEN_FILE", sourcetest.Secret(t, "assertion\n"))
 	for name, refused := range map[string]bool{"taken": false, "refused": true} {
 		refuse, *seen = refused, nil
 		s := newSource(t, az.Config{CAFile: ca})
@@ -216,7 +197,7 @@ func TestTheNodesIdentityIsAskedOfItsMetadataService(t *testing.T) {
 	t.Setenv("AZURE_CLIENT_ID", "")
 	t.Setenv("HTTP_PROXY", "http://192.0.2.1:3128") // which it is not asked through
 	addr, ca, seen := azure(t, nil)
-	serve := answer(200, `{"access_token":"t0ken","expires_in":"3599"}`)
+	serve := sourcetest.Answer(200, `{"access_token":"t0ken","expires_in":"3599"}`)
 	var asked []*http.Request
 	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = append(asked, r)
@@ -235,7 +216,7 @@ func TestTheNodesIdentityIsAskedOfItsMetadataService(t *testing.T) {
 	require.Equal(t, "true", asked[0].Header.Get("Metadata"))
 	require.Equal(t, "https://storage.azure.com/", asked[0].URL.Query().Get("resource"))
 	require.Equal(t, "Bearer t0ken", (*seen)[0].Header.Get("Authorization"))
-	for _, serve = range []http.HandlerFunc{answer(400, "\x1b sEcReT"), answer(200, "<html>"), answer(200, "{}")} {
+	for _, serve = range []http.HandlerFunc{sourcetest.Answer(400, "\x1b sEcReT"), sourcetest.Answer(200, "<html>"), sourcetest.Answer(200, "{}")} {
 		err := resolve()
 		require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 		require.ErrorContains(t, err, "no Azure identity: its metadata service")

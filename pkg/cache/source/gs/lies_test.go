@@ -7,16 +7,13 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -27,42 +24,31 @@ import (
 
 const text = "0123456789abcdefghij"
 
-// answer writes an answer with the given headers, "name", "value", ….
-func answer(status int, body string, headers ...string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		for i := 0; i < len(headers); i += 2 {
-			w.Header().Set(headers[i], headers[i+1])
-		}
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-	}
-}
-
 func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	t.Parallel()
-	const at, gen = "Content-Range", "X-Goog-Generation"
+	const at, gen = "Content-Range: ", "X-Goog-Generation: "
 	for name, c := range map[string]struct {
 		serve  http.HandlerFunc
 		reason string
 		final  bool
 	}{
-		"200 to a range":     {answer(200, text, gen, "7"), "RangeIgnored", false},
-		"other start":        {answer(206, "45678", gen, "7", at, "bytes 4-8/20"), "WrongRange", false},
-		"other total":        {answer(206, "56789", gen, "7", at, "bytes 5-9/21"), "WrongRange", false},
-		"no content range":   {answer(206, "56789", gen, "7"), "WrongRange", false},
-		"too short":          {answer(206, "567", gen, "7", at, "bytes 5-9/20", "Content-Length", "3"), "WrongLength", false},
-		"another generation": {answer(206, "56789", gen, "8", at, "bytes 5-9/20"), "Changed", false},
-		"gzip unasked":       {answer(206, "56789", gen, "7", at, "bytes 5-9/20", "Content-Encoding", "gzip"), "Encoded", true},
-		"404":                {answer(404, ""), "NotFound", true},
-		"401":                {answer(401, "\x1b"), "Forbidden", true},
-		"403":                {answer(403, ""), "Forbidden", true},
-		"400":                {answer(400, ""), "Refused", true},
-		"412":                {answer(412, ""), "Changed", false},
-		"416":                {answer(416, ""), "Changed", false},
-		"429":                {answer(429, "", "Retry-After", "7"), "Throttled", false},
-		"503":                {answer(503, "", "Retry-After", "7"), "Throttled", false},
-		"500":                {answer(500, ""), "Unavailable", false},
-		"a redirect":         {answer(302, "", "Location", "http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false},
+		"200 to a range":     {sourcetest.Answer(200, text, gen+"7"), "RangeIgnored", false},
+		"other start":        {sourcetest.Answer(206, "45678", gen+"7", at+"bytes 4-8/20"), "WrongRange", false},
+		"other total":        {sourcetest.Answer(206, "56789", gen+"7", at+"bytes 5-9/21"), "WrongRange", false},
+		"no content range":   {sourcetest.Answer(206, "56789", gen+"7"), "WrongRange", false},
+		"too short":          {sourcetest.Answer(206, "567", gen+"7", at+"bytes 5-9/20", "Content-Length: 3"), "WrongLength", false},
+		"another generation": {sourcetest.Answer(206, "56789", gen+"8", at+"bytes 5-9/20"), "Changed", false},
+		"gzip unasked":       {sourcetest.Answer(206, "56789", gen+"7", at+"bytes 5-9/20", "Content-Encoding: gzip"), "Encoded", true},
+		"404":                {sourcetest.Answer(404, ""), "NotFound", true},
+		"401":                {sourcetest.Answer(401, "\x1b"), "Forbidden", true},
+		"403":                {sourcetest.Answer(403, ""), "Forbidden", true},
+		"400":                {sourcetest.Answer(400, ""), "Refused", true},
+		"412":                {sourcetest.Answer(412, ""), "Changed", false},
+		"416":                {sourcetest.Answer(416, ""), "Changed", false},
+		"429":                {sourcetest.Answer(429, "", "Retry-After: 7"), "Throttled", false},
+		"503":                {sourcetest.Answer(503, "", "Retry-After: 7"), "Throttled", false},
+		"500":                {sourcetest.Answer(500, ""), "Unavailable", false},
+		"a redirect":         {sourcetest.Answer(302, "", "Location: http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false},
 		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,22 +57,9 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			st.before = c.serve
 			f := model.File{Path: "m", Key: "a/m", Size: 20, Version: "7"}
 			_, err := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}).Open(t.Context(), sourcetest.Ref(t, "gs://models/a"), f, 5, 5)
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, "gs://models/a")
-			require.NotContains(t, err.Error(), "SECRET")
-			require.NotContains(t, err.Error(), "\x1b")
-			if c.reason == "Throttled" {
-				require.Equal(t, 7*time.Second, model.RetryAfter(err))
-			}
+			sourcetest.Fails(t, err, c.reason, c.final, "gs://models/a")
 		})
 	}
-}
-
-func file(t *testing.T, content string) string {
-	name := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
-	return name
 }
 
 // account is the key of a service account whose tokens are to be had at tokens.
@@ -109,20 +82,20 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 	var refuse atomic.Bool
 	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if refuse.Load() {
-			answer(400, `{"error":"invalid_grant","error_description":"sEcReT"}`)(w, r)
+			sourcetest.Answer(400, `{"error":"invalid_grant","error_description":"sEcReT"}`)(w, r)
 			return
 		}
 		expires := 3600
 		if asked.Add(1) == 1 {
 			expires = 1 // already too old when it comes
 		}
-		answer(200, fmt.Sprintf(`{"access_token":"t0ken%d","token_type":"Bearer","expires_in":%d}`, asked.Load(), expires),
-			"Content-Type", "application/json")(w, r)
+		sourcetest.Answer(200, fmt.Sprintf(`{"access_token":"t0ken%d","token_type":"Bearer","expires_in":%d}`, asked.Load(), expires),
+			"Content-Type: application/json")(w, r)
 	}))
 	defer tokens.Close()
 	st, endpoint := newStore(t)
 	st.put("a/m", []byte(text), nil)
-	config := file(t, account(t, tokens.URL))
+	config := sourcetest.Secret(t, account(t, tokens.URL))
 	s := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: config})
 	ref := sourcetest.Ref(t, "gs://models/a/m")
 	for range 4 {
@@ -146,21 +119,21 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 
 func TestTLSIsVerified(t *testing.T) {
 	t.Parallel()
-	srv := httptest.NewUnstartedServer(answer(404, ""))
+	srv := httptest.NewUnstartedServer(sourcetest.Answer(404, ""))
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // the handshake that must fail
 	srv.StartTLS()
 	defer srv.Close()
 	_, err := newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true}).Resolve(t.Context(), sourcetest.Ref(t, "gs://models/a"))
 	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err))
-	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	ca := sourcetest.Secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
 	_, err = newSource(t, gs.Config{Endpoint: srv.URL, Anonymous: true, CAFile: ca}).Resolve(t.Context(), sourcetest.Ref(t, "gs://models/a"))
 	require.Equal(t, "NotFound", model.ReasonOf(err), "%v", err)
 }
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	user := file(t, `{"type": "authorized_user", "refresh_token": "sEcReT"}`)
+	user := sourcetest.Secret(t, `{"type": "authorized_user", "refresh_token": "sEcReT"}`)
 	for want, c := range map[string]gs.Config{
 		"gs source: CA file: open /nowhere: no such file or directory":          {CAFile: "/nowhere"},
 		"gs source: credentials file: open /nowhere: no such file or directory": {CredentialsFile: "/nowhere"},

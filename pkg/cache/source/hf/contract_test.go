@@ -40,9 +40,9 @@ func TestContractThroughAMirror(t *testing.T) {
 	h, m := newHub(t), newHub(t)
 	m.repos = h.repos
 	contract(t, h, hf.Config{Endpoint: h.URL, Mirrors: []string{m.URL}})
-	require.Positive(t, m.count(m.Server, "/resolve/"))
-	require.Less(t, h.count(h.Server, "/resolve/"), m.count(m.Server, "/resolve/"), "the endpoint is for what is read again")
-	require.Zero(t, m.count(m.Server, "/api/"), "what there is, the endpoint says")
+	require.Positive(t, m.Count(m.Server, "/resolve/"))
+	require.Less(t, h.Count(h.Server, "/resolve/"), m.Count(m.Server, "/resolve/"), "the endpoint is for what is read again")
+	require.Zero(t, m.Count(m.Server, "/api/"), "what there is, the endpoint says")
 }
 
 func TestAManifestIsACommitWithItsDigests(t *testing.T) {
@@ -90,7 +90,7 @@ func TestARenamedRepositoryIsFollowed(t *testing.T) {
 	h.token = "t0ken"
 	commit := h.put("new-org/m.v2", "main", map[string][]byte{"config.json": []byte("{}"), "m.gguf": make([]byte, 2000)})
 	h.renamed["org/m"] = "new-org/m.v2"
-	s := newSource(t, hf.Config{Endpoint: h.URL, TokenFile: secret(t, "t0ken")})
+	s := newSource(t, hf.Config{Endpoint: h.URL, TokenFile: sourcetest.Secret(t, "t0ken")})
 	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.NoError(t, err)
 	require.Equal(t, "new-org/m.v2@"+commit, m.Files[0].Key)

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -29,6 +30,7 @@ const lfsAbove = 900 // bytes; larger files are LFS here
 
 // hub is a stand-in that speaks the hub's protocol, and a CDN on another host that holds its large files.
 type hub struct {
+	sourcetest.Standin
 	*httptest.Server
 	cdn *httptest.Server
 
@@ -40,13 +42,6 @@ type hub struct {
 	public  string            // what the link to a tree's next page calls the hub: behind a proxy, not what we asked
 	uses    int               // reads that one signed address is good for
 	signed  map[string]int    // reads left, by signature
-	asked   []request         // of both hosts
-	lie     func(w http.ResponseWriter, r *http.Request) bool
-}
-
-type request struct {
-	host, path string
-	header     http.Header
 }
 
 type repository struct {
@@ -67,35 +62,9 @@ func (r *repository) commit(revision string) string {
 func newHub(t *testing.T) *hub {
 	h := &hub{repos: map[string]*repository{}, renamed: map[string]string{}, signed: map[string]int{}, page: 3, uses: 1000,
 		public: "https://hub.invalid"}
-	h.Server = httptest.NewServer(h.noting(h.serve))
-	h.cdn = httptest.NewServer(h.noting(h.serveCDN))
-	t.Cleanup(h.cdn.Close)
-	t.Cleanup(h.Close)
+	h.Server = h.Serve(t, h.serve)
+	h.cdn = h.Serve(t, h.serveCDN)
 	return h
-}
-
-func (h *hub) noting(then http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		h.mu.Lock()
-		h.asked = append(h.asked, request{r.Host, r.URL.Path, r.Header.Clone()})
-		lie := h.lie
-		h.mu.Unlock()
-		if lie == nil || !lie(w, r) {
-			then(w, r)
-		}
-	}
-}
-
-// count is how many requests went to a host's paths that contain part.
-func (h *hub) count(server *httptest.Server, part string) (n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, r := range h.asked {
-		if r.host == server.Listener.Addr().String() && strings.Contains(r.path, part) {
-			n++
-		}
-	}
-	return n
 }
 
 // put commits files to a branch and returns the commit.

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,12 +15,6 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
-
-func secret(t *testing.T, content string) string {
-	name := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
-	return name
-}
 
 // pull reads all files of a model, in two ranges where they are long enough.
 func pull(t *testing.T, s *hf.Source, r model.Ref) (model.Manifest, error) {
@@ -52,7 +45,7 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	h.put("org/m", "main", files)
 	h.renamed["org/old"] = "org/m"
 	mirror.put("org/m", "main", map[string][]byte{}) // lacks the commit
-	name := secret(t, "t0ken\n")
+	name := sourcetest.Secret(t, "t0ken\n")
 	c := hf.Config{Endpoint: h.URL, TokenFile: name, Mirrors: []string{mirror.URL, strings.Replace(mirror.cdn.URL, "127.0.0.1", "localhost", 1)}}
 	s := newSource(t, c)
 	for _, source := range []string{"hf://org/m", "hf://org/old"} {
@@ -61,22 +54,22 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	}
 
 	endpoint, seen := h.Listener.Addr().String(), map[string]int{}
-	for _, r := range append(h.asked, mirror.asked...) {
-		seen[r.host]++
-		if r.host == endpoint {
-			require.Equal(t, "Bearer t0ken", r.header.Get("Authorization"), r.path)
+	for _, r := range append(h.Asked(), mirror.Asked()...) {
+		seen[r.Host]++
+		if r.Host == endpoint {
+			require.Equal(t, "Bearer t0ken", r.Header.Get("Authorization"), r.Path)
 			continue
 		}
-		for key, values := range r.header {
-			require.NotContains(t, strings.Join(values, " "), "t0ken", "%s to %s%s", key, r.host, r.path)
+		for key, values := range r.Header {
+			require.NotContains(t, strings.Join(values, " "), "t0ken", "%s to %s%s", key, r.Host, r.Path)
 		}
-		require.Empty(t, r.header.Get("Referer"))
+		require.Empty(t, r.Header.Get("Referer"))
 	}
 	require.Len(t, seen, 4, "endpoint, CDN and both mirrors: %v", seen)
 
 	// The API of an endpoint that sends us away is not followed.
 	other := newHub(t)
-	h.lie = func(w http.ResponseWriter, r *http.Request) bool {
+	h.Lie = func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Host == endpoint {
 			http.Redirect(w, r, other.URL+r.URL.Path+"?sig=SECRET", http.StatusFound)
 			return true
@@ -87,18 +80,18 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	require.Equal(t, "Moved", model.ReasonOf(err))
 	require.ErrorContains(t, err, "redirects to "+other.URL+": make that the endpoint if you trust it")
 	require.NotContains(t, err.Error(), "SECRET")
-	require.Empty(t, other.asked)
-	h.lie = nil
+	require.Empty(t, other.Asked())
+	h.Lie = nil
 
 	require.NoError(t, os.WriteFile(name, []byte("rotated"), 0o600))
 	h.token = "rotated"
 	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(name))
-	before := len(h.asked)
+	before := len(h.Asked())
 	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "Credentials", model.ReasonOf(err))
-	require.Len(t, h.asked, before, "nothing is sent without the token")
+	require.Len(t, h.Asked(), before, "nothing is sent without the token")
 }
 
 func TestRefusalsSayWhatToDo(t *testing.T) {
@@ -123,7 +116,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 
 	h.token = "t0ken"
 	fails(anonymous, "hf://org/m", "NotFound", "or name a file with a token that may read it")
-	file := secret(t, "t0ken")
+	file := sourcetest.Secret(t, "t0ken")
 	mine := newSource(t, hf.Config{Endpoint: h.URL, TokenFile: file})
 	fails(mine, "hf://org/none", "NotFound", "correct the name, or put one that may read it into "+file)
 	_, err := pull(t, mine, sourcetest.Ref(t, "hf://org/gated"))
@@ -140,7 +133,7 @@ func TestTLSIsVerifiedAndNotLeft(t *testing.T) {
 	defer tls.Close()
 	_, err := pull(t, newSource(t, hf.Config{Endpoint: tls.URL}), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
-	ca := secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tls.Certificate().Raw})))
+	ca := sourcetest.Secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tls.Certificate().Raw})))
 	_, err = pull(t, newSource(t, hf.Config{Endpoint: tls.URL, CAFile: ca}), sourcetest.Ref(t, "hf://org/m"))
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "the stand-in's CDN is not encrypted: %v", err)
 	require.NotContains(t, err.Error(), "SECRET")
@@ -149,7 +142,7 @@ func TestTLSIsVerifiedAndNotLeft(t *testing.T) {
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	const address = "want http(s)://host[:port] without credentials, such as https://huggingface.co"
-	token := secret(t, "t")
+	token := sourcetest.Secret(t, "t")
 	for want, c := range map[string]hf.Config{
 		"hf source: endpoint: " + address:                                 {Endpoint: "huggingface.co"},
 		"hf source: mirror: " + address:                                   {Mirrors: []string{"https://u:p@h"}},

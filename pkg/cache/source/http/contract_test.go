@@ -28,12 +28,6 @@ func newSource(t *testing.T, c http.Config) *http.Source {
 	return s
 }
 
-func parse(t *testing.T, s string) model.Ref {
-	ref, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return ref
-}
-
 // served is the contract's view of a directory that base serves.
 func served(t *testing.T, base, dir string) sourcetest.Origin {
 	put := func(name string, files map[string][]byte, at time.Time) {
@@ -52,7 +46,7 @@ func served(t *testing.T, base, dir string) sourcetest.Origin {
 			all[name] = files
 			put(name, files, then)
 			put(name, map[string][]byte{model.SumsName: sourcetest.Sums(files)}, then)
-			return parse(t, base+"/"+name+"/")
+			return sourcetest.Ref(t, base+"/"+name+"/")
 		},
 		Change: func(t *testing.T, name, path string, content []byte) {
 			then = then.Add(2 * time.Second) // Last-Modified counts in seconds
@@ -60,7 +54,7 @@ func served(t *testing.T, base, dir string) sourcetest.Origin {
 			put(name, map[string][]byte{path: content, model.SumsName: sourcetest.Sums(all[name])}, then)
 			then = then.Add(2 * time.Second)
 		},
-		Missing: parse(t, base+"/missing/model.bin"),
+		Missing: sourcetest.Ref(t, base+"/missing/model.bin"),
 		Digests: true,
 	}
 }

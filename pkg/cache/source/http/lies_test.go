@@ -12,22 +12,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 const text = "0123456789abcdefghij"
-
-// answer writes a range answer with the given headers, "name: value".
-func answer(status int, body string, headers ...string) nethttp.HandlerFunc {
-	return func(w nethttp.ResponseWriter, _ *nethttp.Request) {
-		for _, h := range headers {
-			k, v, _ := strings.Cut(h, ": ")
-			w.Header().Set(k, v)
-		}
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-	}
-}
 
 func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 	t.Parallel()
@@ -39,33 +28,33 @@ func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 		final  bool
 		text   string
 	}{
-		"200 to a range":        {answer(200, text, tag), "RangeIgnored", false, "turn on range requests"},
-		"200 of the right size": {answer(200, "56789", tag), "RangeIgnored", false, ""},
-		"other start":           {answer(206, "45678", tag, "Content-Range: bytes 4-8/20"), "WrongRange", false, `"bytes 4-8/20"`},
-		"other end":             {answer(206, "5678", tag, "Content-Range: bytes 5-8/20"), "WrongRange", false, ""},
-		"other total":           {answer(206, "56789", tag, "Content-Range: bytes 5-9/21"), "Changed", false, "size 21, was 20"},
-		"unknown total":         {answer(206, "56789", tag, "Content-Range: bytes 5-9/*"), "WrongRange", false, ""},
-		"no content range":      {answer(206, "56789", tag), "WrongRange", false, ""},
-		"garbage range":         {answer(206, "56789", tag, "Content-Range: bytes x-y/z"), "WrongRange", false, ""},
-		"too short":             {answer(206, "567", tag, ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
-		"too long":              {answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
-		"gzip unasked":          {answer(206, "56789", tag, ok, "Content-Encoding: gzip"), "Encoded", true, "turn compression off"},
-		"another ETag":          {answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `version "v2", was "v1"`},
-		"no ETag":               {answer(206, "56789", ok), "Changed", false, "version none"},
-		"weak ETag":             {answer(206, "56789", `ETag: W/"v1"`, ok), "Changed", false, ""},
-		"412":                   {answer(412, ""), "Changed", false, ""},
-		"416":                   {answer(416, ""), "Changed", false, "shorter"},
-		"404":                   {answer(404, ""), "NotFound", true, "correct the source"},
-		"410":                   {answer(410, ""), "NotFound", true, ""},
-		"401":                   {answer(401, ""), "Forbidden", true, "token file"},
-		"403":                   {answer(403, ""), "Forbidden", true, "token file"},
-		"400":                   {answer(400, ""), "Refused", true, ""},
-		"429":                   {answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
-		"503":                   {answer(503, "", "Retry-After: 7"), "Throttled", false, ""},
-		"500":                   {answer(500, ""), "Unavailable", false, ""},
-		"501":                   {answer(501, ""), "Unavailable", false, ""},
-		"204":                   {answer(204, ""), "WrongAnswer", false, ""},
-		"304":                   {answer(304, ""), "WrongAnswer", false, ""},
+		"200 to a range":        {sourcetest.Answer(200, text, tag), "RangeIgnored", false, "turn on range requests"},
+		"200 of the right size": {sourcetest.Answer(200, "56789", tag), "RangeIgnored", false, ""},
+		"other start":           {sourcetest.Answer(206, "45678", tag, "Content-Range: bytes 4-8/20"), "WrongRange", false, `"bytes 4-8/20"`},
+		"other end":             {sourcetest.Answer(206, "5678", tag, "Content-Range: bytes 5-8/20"), "WrongRange", false, ""},
+		"other total":           {sourcetest.Answer(206, "56789", tag, "Content-Range: bytes 5-9/21"), "Changed", false, "size 21, was 20"},
+		"unknown total":         {sourcetest.Answer(206, "56789", tag, "Content-Range: bytes 5-9/*"), "WrongRange", false, ""},
+		"no content range":      {sourcetest.Answer(206, "56789", tag), "WrongRange", false, ""},
+		"garbage range":         {sourcetest.Answer(206, "56789", tag, "Content-Range: bytes x-y/z"), "WrongRange", false, ""},
+		"too short":             {sourcetest.Answer(206, "567", tag, ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
+		"too long":              {sourcetest.Answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
+		"gzip unasked":          {sourcetest.Answer(206, "56789", tag, ok, "Content-Encoding: gzip"), "Encoded", true, "turn compression off"},
+		"another ETag":          {sourcetest.Answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `version "v2", was "v1"`},
+		"no ETag":               {sourcetest.Answer(206, "56789", ok), "Changed", false, "version none"},
+		"weak ETag":             {sourcetest.Answer(206, "56789", `ETag: W/"v1"`, ok), "Changed", false, ""},
+		"412":                   {sourcetest.Answer(412, ""), "Changed", false, ""},
+		"416":                   {sourcetest.Answer(416, ""), "Changed", false, "shorter"},
+		"404":                   {sourcetest.Answer(404, ""), "NotFound", true, "correct the source"},
+		"410":                   {sourcetest.Answer(410, ""), "NotFound", true, ""},
+		"401":                   {sourcetest.Answer(401, ""), "Forbidden", true, "token file"},
+		"403":                   {sourcetest.Answer(403, ""), "Forbidden", true, "token file"},
+		"400":                   {sourcetest.Answer(400, ""), "Refused", true, ""},
+		"429":                   {sourcetest.Answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"503":                   {sourcetest.Answer(503, "", "Retry-After: 7"), "Throttled", false, ""},
+		"500":                   {sourcetest.Answer(500, ""), "Unavailable", false, ""},
+		"501":                   {sourcetest.Answer(501, ""), "Unavailable", false, ""},
+		"204":                   {sourcetest.Answer(204, ""), "WrongAnswer", false, ""},
+		"304":                   {sourcetest.Answer(304, ""), "WrongAnswer", false, ""},
 		"no answer":             {func(nethttp.ResponseWriter, *nethttp.Request) { panic(nethttp.ErrAbortHandler) }, "Unreachable", false, ""},
 		"redirect for ever": {func(w nethttp.ResponseWriter, r *nethttp.Request) {
 			nethttp.Redirect(w, r, "/again?sig=SECRET", nethttp.StatusFound)
@@ -77,26 +66,17 @@ func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 				conn.Close()
 			}
 		}, "NotFound", true, "404 Not Found"},
-		"a redirect to nowhere": {answer(302, "", "Location: http://h:bad/?sig=SECRET"), "Unreachable", false, "not valid HTTP"},
-		"redirect off http":     {answer(302, "", "Location: ftp://example.com/?sig=SECRET"), "UnknownScheme", true, ""},
+		"a redirect to nowhere": {sourcetest.Answer(302, "", "Location: http://h:bad/?sig=SECRET"), "Unreachable", false, "not valid HTTP"},
+		"redirect off http":     {sourcetest.Answer(302, "", "Location: ftp://example.com/?sig=SECRET"), "UnknownScheme", true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := httptest.NewServer(c.serve)
 			defer srv.Close()
-			ref := parse(t, srv.URL+"/m.bin?sig=SECRET")
+			ref := sourcetest.Ref(t, srv.URL+"/m.bin?sig=SECRET")
 			f := model.File{Path: "m.bin", Key: "/m.bin", Size: 20, Version: `"v1"`}
 			_, err := newSource(t, http.Config{}).Open(t.Context(), ref, f, 5, 5)
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, c.text)
-			require.NotContains(t, err.Error(), "SECRET", "the query may be a signature")
-			require.NotContains(t, err.Error(), "\x1b", "it ends up on terminals")
-			if c.reason == "Throttled" {
-				var e *model.Error
-				require.ErrorAs(t, err, &e)
-				require.Equal(t, 7*time.Second, e.RetryAfter)
-			}
+			sourcetest.Fails(t, err, c.reason, c.final, c.text)
 		})
 	}
 }
@@ -132,7 +112,7 @@ func TestABodyIsNeverTakenForMoreThanItIs(t *testing.T) {
 			t.Parallel()
 			srv := httptest.NewServer(c.serve)
 			defer srv.Close()
-			body, err := newSource(t, http.Config{}).Open(t.Context(), parse(t, srv.URL+"/m"), model.File{Path: "m", Key: "/m", Size: 20}, 5, 5)
+			body, err := newSource(t, http.Config{}).Open(t.Context(), sourcetest.Ref(t, srv.URL+"/m"), model.File{Path: "m", Key: "/m", Size: 20}, 5, 5)
 			require.NoError(t, err)
 			defer body.Close()
 			got, err := io.ReadAll(body)
@@ -161,37 +141,37 @@ func TestResolveFindsTheSizeOfOneFile(t *testing.T) {
 		w.(nethttp.Flusher).Flush()
 		_, _ = io.WriteString(w, text)
 	}
-	first := answer(206, "0", "Content-Range: bytes 0-0/20", `ETag: "v1"`)
+	first := sourcetest.Answer(206, "0", "Content-Range: bytes 0-0/20", `ETag: "v1"`)
 	for name, c := range map[string]struct {
 		serve   nethttp.HandlerFunc
 		size    int64
 		version string
 		reason  string
 	}{
-		"HEAD":                     {answer(200, "", "Content-Length: 20", `ETag: "v1"`), 20, `"v1"`, ""},
-		"a date is a version":      {answer(200, "", "Content-Length: 20", `ETag: W/"v1"`, "Last-Modified: Mon, 02 Jan 2006 15:04:05 GMT"), 20, "Mon, 02 Jan 2006 15:04:05 GMT", ""},
-		"no version":               {answer(200, "", "Content-Length: 20"), 20, "", ""},
-		"HEAD forbidden":           {byMethod(answer(403, ""), first), 20, `"v1"`, ""},
-		"HEAD not allowed":         {byMethod(answer(405, ""), first), 20, `"v1"`, ""},
+		"HEAD":                     {sourcetest.Answer(200, "", "Content-Length: 20", `ETag: "v1"`), 20, `"v1"`, ""},
+		"a date is a version":      {sourcetest.Answer(200, "", "Content-Length: 20", `ETag: W/"v1"`, "Last-Modified: Mon, 02 Jan 2006 15:04:05 GMT"), 20, "Mon, 02 Jan 2006 15:04:05 GMT", ""},
+		"no version":               {sourcetest.Answer(200, "", "Content-Length: 20"), 20, "", ""},
+		"HEAD forbidden":           {byMethod(sourcetest.Answer(403, ""), first), 20, `"v1"`, ""},
+		"HEAD not allowed":         {byMethod(sourcetest.Answer(405, ""), first), 20, `"v1"`, ""},
 		"HEAD without a size":      {byMethod(chunked, first), 20, `"v1"`, ""},
-		"HEAD says 0":              {byMethod(answer(200, "", "Content-Length: 0"), first), 20, `"v1"`, ""},
-		"HEAD gzip, GET not":       {byMethod(answer(200, "", "Content-Length: 9", "Content-Encoding: gzip"), first), 20, `"v1"`, ""},
-		"empty":                    {byMethod(answer(200, ""), answer(416, "", "Content-Range: bytes */0")), 0, "", ""},
-		"empty, range ignored":     {byMethod(answer(200, ""), answer(200, "", "Content-Length: 0")), 0, "", ""},
-		"no range, but size":       {byMethod(answer(405, ""), answer(200, text)), 20, "", ""},
+		"HEAD says 0":              {byMethod(sourcetest.Answer(200, "", "Content-Length: 0"), first), 20, `"v1"`, ""},
+		"HEAD gzip, GET not":       {byMethod(sourcetest.Answer(200, "", "Content-Length: 9", "Content-Encoding: gzip"), first), 20, `"v1"`, ""},
+		"empty":                    {byMethod(sourcetest.Answer(200, ""), sourcetest.Answer(416, "", "Content-Range: bytes */0")), 0, "", ""},
+		"empty, range ignored":     {byMethod(sourcetest.Answer(200, ""), sourcetest.Answer(200, "", "Content-Length: 0")), 0, "", ""},
+		"no range, but size":       {byMethod(sourcetest.Answer(405, ""), sourcetest.Answer(200, text)), 20, "", ""},
 		"no size at all":           {chunked, 0, "", "NoSize"},
-		"both forbidden":           {answer(403, ""), 0, "", "Forbidden"},
-		"not there":                {answer(404, ""), 0, "", "NotFound"},
-		"gzip on GET":              {byMethod(answer(405, ""), answer(206, "x", "Content-Range: bytes 0-0/20", "Content-Encoding: gzip")), 0, "", "Encoded"},
-		"throttled":                {answer(429, ""), 0, "", "Throttled"},
-		"not implemented anywhere": {answer(501, ""), 0, "", "Unavailable"},
+		"both forbidden":           {sourcetest.Answer(403, ""), 0, "", "Forbidden"},
+		"not there":                {sourcetest.Answer(404, ""), 0, "", "NotFound"},
+		"gzip on GET":              {byMethod(sourcetest.Answer(405, ""), sourcetest.Answer(206, "x", "Content-Range: bytes 0-0/20", "Content-Encoding: gzip")), 0, "", "Encoded"},
+		"throttled":                {sourcetest.Answer(429, ""), 0, "", "Throttled"},
+		"not implemented anywhere": {sourcetest.Answer(501, ""), 0, "", "Unavailable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := httptest.NewServer(c.serve)
 			defer srv.Close()
 			hex := strings.Repeat("ab", 32)
-			m, err := newSource(t, http.Config{}).Resolve(t.Context(), parse(t, srv.URL+"/dir/m%20x.bin?sig=SECRET#sha256="+hex))
+			m, err := newSource(t, http.Config{}).Resolve(t.Context(), sourcetest.Ref(t, srv.URL+"/dir/m%20x.bin?sig=SECRET#sha256="+hex))
 			if c.reason != "" {
 				require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 				require.NotContains(t, err.Error(), "SECRET")
@@ -212,19 +192,19 @@ func TestResolveRefusesABadListOfFiles(t *testing.T) {
 		reason string
 		text   string
 	}{
-		"traversal":    {answer(200, hex+"  ../../etc/passwd\n"), "/d/", "BadSums", "line 1: file path"},
-		"a web page":   {answer(200, "<html>"), "/d/", "BadSums", "/d/SHA256SUMS: line 1: want <sha256>"},
-		"too large":    {answer(200, strings.Repeat(" \n", 9_000_000)), "/d/SHA256SUMS", "BadSums", "larger than 16 MiB"},
-		"not there":    {answer(404, ""), "/d/", "NotFound", "/d/SHA256SUMS: not there: a directory needs one"},
-		"other digest": {answer(200, hex+"  a\n"), "/d/#sha256=" + hex, "WrongDigest", "the source says abab"},
-		"root":         {answer(200, ""), "", "BadSums", "/SHA256SUMS: it lists no file"},
-		"a bad name":   {answer(200, text), "/d/..%2F..%2Fetc", "BadPath", "leaves the model's directory"},
+		"traversal":    {sourcetest.Answer(200, hex+"  ../../etc/passwd\n"), "/d/", "BadSums", "line 1: file path"},
+		"a web page":   {sourcetest.Answer(200, "<html>"), "/d/", "BadSums", "/d/SHA256SUMS: line 1: want <sha256>"},
+		"too large":    {sourcetest.Answer(200, strings.Repeat(" \n", 9_000_000)), "/d/SHA256SUMS", "BadSums", "larger than 16 MiB"},
+		"not there":    {sourcetest.Answer(404, ""), "/d/", "NotFound", "/d/SHA256SUMS: not there: a directory needs one"},
+		"other digest": {sourcetest.Answer(200, hex+"  a\n"), "/d/#sha256=" + hex, "WrongDigest", "the source says abab"},
+		"root":         {sourcetest.Answer(200, ""), "", "BadSums", "/SHA256SUMS: it lists no file"},
+		"a bad name":   {sourcetest.Answer(200, text), "/d/..%2F..%2Fetc", "BadPath", "leaves the model's directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := httptest.NewServer(c.serve)
 			defer srv.Close()
-			_, err := newSource(t, http.Config{}).Resolve(t.Context(), parse(t, srv.URL+c.ref))
+			_, err := newSource(t, http.Config{}).Resolve(t.Context(), sourcetest.Ref(t, srv.URL+c.ref))
 			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
 			require.True(t, model.IsFinal(err))
 			require.ErrorContains(t, err, c.text)
@@ -242,13 +222,13 @@ func TestAReadIsPinned(t *testing.T) {
 	defer srv.Close()
 	s := newSource(t, http.Config{UserAgent: "gpu-agent/1.2"})
 	f := model.File{Path: "m", Key: "/m", Size: 20, Version: `"v1"`}
-	_, err := s.Open(t.Context(), parse(t, srv.URL+"/m"), f, 5, 5)
+	_, err := s.Open(t.Context(), sourcetest.Ref(t, srv.URL+"/m"), f, 5, 5)
 	require.Error(t, err)
 	require.Equal(t, nethttp.Header{"If-Match": {`"v1"`}, "Range": {"bytes=5-9"},
 		"Accept-Encoding": {"identity"}, "User-Agent": {"gpu-agent/1.2"}}, got)
 
 	f.Version = "Mon, 02 Jan 2006 15:04:05 GMT"
-	_, err = s.Open(t.Context(), parse(t, srv.URL+"/m"), f, 0, 20)
+	_, err = s.Open(t.Context(), sourcetest.Ref(t, srv.URL+"/m"), f, 0, 20)
 	require.Error(t, err)
 	require.Equal(t, nethttp.Header{"If-Unmodified-Since": {f.Version},
 		"Accept-Encoding": {"identity"}, "User-Agent": {"gpu-agent/1.2"}}, got, "the whole file is asked for without a Range")
@@ -264,7 +244,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 	defer srv.Close()
 	s := newSource(t, http.Config{})
 	for i := range int64(5) {
-		body, err := s.Open(t.Context(), parse(t, srv.URL+"/m"), model.File{Path: "m", Key: "/m", Size: 20}, i, 5)
+		body, err := s.Open(t.Context(), sourcetest.Ref(t, srv.URL+"/m"), model.File{Path: "m", Key: "/m", Size: 20}, i, 5)
 		require.NoError(t, err)
 		b := make([]byte, 5)
 		_, err = io.ReadFull(body, b) // as the fetcher reads: not to EOF

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -24,7 +25,7 @@ import (
 func TestAMirrorIsAskedFirstWithoutRights(t *testing.T) {
 	t.Parallel()
 	var atMirror, atServer []*nethttp.Request
-	serve := answer(206, text[5:10], "Content-Range: bytes 5-9/20", `ETag: "of the mirror"`)
+	serve := sourcetest.Answer(206, text[5:10], "Content-Range: bytes 5-9/20", `ETag: "of the mirror"`)
 	mirror := httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
 		atMirror = append(atMirror, r)
 		serve(w, r)
@@ -43,7 +44,7 @@ func TestAMirrorIsAskedFirstWithoutRights(t *testing.T) {
 	sum := sha256.Sum256([]byte(text))
 	f := model.File{Path: "m.bin", Key: "/d/m.bin", Size: 20, Version: `"v1"`, Digest: model.Digest(hex.EncodeToString(sum[:]))}
 	read := func(s *http.Source, f model.File, offset int64) string {
-		body, err := s.Open(t.Context(), parse(t, srv.URL+"/d/m.bin?sig=SECRET"), f, offset, 5)
+		body, err := s.Open(t.Context(), sourcetest.Ref(t, srv.URL+"/d/m.bin?sig=SECRET"), f, offset, 5)
 		require.NoError(t, err)
 		defer body.Close()
 		got, err := io.ReadAll(body)
@@ -64,12 +65,12 @@ func TestAMirrorIsAskedFirstWithoutRights(t *testing.T) {
 	require.Equal(t, "Bearer t0ken", atServer[0].Header.Get("Authorization"))
 
 	for name, lie := range map[string]nethttp.HandlerFunc{
-		"lacks it":      answer(404, ""),
-		"is busy":       answer(503, "", "Retry-After: 3600"),
-		"other offset":  answer(206, "45678", "Content-Range: bytes 4-8/20"),
-		"other size":    answer(206, text[5:10], "Content-Range: bytes 5-9/21"),
-		"ignores range": answer(200, text),
-		"gzip":          answer(206, text[5:10], "Content-Range: bytes 5-9/20", "Content-Encoding: gzip"),
+		"lacks it":      sourcetest.Answer(404, ""),
+		"is busy":       sourcetest.Answer(503, "", "Retry-After: 3600"),
+		"other offset":  sourcetest.Answer(206, "45678", "Content-Range: bytes 4-8/20"),
+		"other size":    sourcetest.Answer(206, text[5:10], "Content-Range: bytes 5-9/21"),
+		"ignores range": sourcetest.Answer(200, text),
+		"gzip":          sourcetest.Answer(206, text[5:10], "Content-Range: bytes 5-9/20", "Content-Encoding: gzip"),
 	} {
 		s, serve, atMirror = newSource(t, config), lie, nil
 		for range 3 {
@@ -78,7 +79,7 @@ func TestAMirrorIsAskedFirstWithoutRights(t *testing.T) {
 		require.Len(t, atMirror, 1, "%s: it is passed over for a while", name)
 	}
 
-	s, serve = newSource(t, config), answer(206, "WRONG", "Content-Range: bytes 0-4/20")
+	s, serve = newSource(t, config), sourcetest.Answer(206, "WRONG", "Content-Range: bytes 0-4/20")
 	require.Equal(t, "WRONG", read(s, f, 0), "the cache finds that out by the digest")
 	require.Equal(t, text[:5], read(s, f, 0), "and its next try is the server's")
 }

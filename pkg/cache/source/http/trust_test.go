@@ -5,21 +5,15 @@ import (
 	nethttp "net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
-
-func file(t *testing.T, content string) string {
-	name := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
-	return name
-}
 
 // spy is a server that notes the headers of what it is asked, and answers as told.
 func spy(t *testing.T, then nethttp.HandlerFunc) (host string, seen *[]nethttp.Header) {
@@ -34,7 +28,7 @@ func spy(t *testing.T, then nethttp.HandlerFunc) (host string, seen *[]nethttp.H
 
 func TestTheTokenGoesToItsHostsAlone(t *testing.T) {
 	t.Parallel()
-	fine := answer(200, "", "Content-Length: 20")
+	fine := sourcetest.Answer(200, "", "Content-Length: 20")
 	other, atOther := spy(t, fine)
 	redirects, atRedirects := spy(t, func(w nethttp.ResponseWriter, r *nethttp.Request) {
 		nethttp.Redirect(w, r, "http://"+other+"/m", nethttp.StatusFound)
@@ -46,10 +40,10 @@ func TestTheTokenGoesToItsHostsAlone(t *testing.T) {
 		}
 		fine(w, r)
 	})
-	name := file(t, "t0ken\n")
+	name := sourcetest.Secret(t, "t0ken\n")
 	s := newSource(t, http.Config{TokenFile: name, Hosts: []string{redirects, stays}})
 	ask := func(host string) {
-		_, err := s.Resolve(t.Context(), parse(t, "http://"+host+"/m?sig=SECRET"))
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "http://"+host+"/m?sig=SECRET"))
 		require.NoError(t, err)
 	}
 
@@ -67,7 +61,7 @@ func TestTheTokenGoesToItsHostsAlone(t *testing.T) {
 	ask(stays)
 	require.Equal(t, "Bearer rotated", (*atStays)[2].Get("Authorization"))
 	require.NoError(t, os.Remove(name))
-	_, err := s.Resolve(t.Context(), parse(t, "http://"+stays+"/m"))
+	_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "http://"+stays+"/m"))
 	require.Equal(t, "Credentials", model.ReasonOf(err))
 	require.Len(t, *atStays, 4, "nothing is sent without the token")
 }
@@ -75,21 +69,21 @@ func TestTheTokenGoesToItsHostsAlone(t *testing.T) {
 func TestPlainHTTPIsForThisMachine(t *testing.T) {
 	t.Parallel()
 	closed := newSource(t, http.Config{})
-	_, err := closed.Resolve(t.Context(), parse(t, "http://192.0.2.1/m?sig=SECRET"))
+	_, err := closed.Resolve(t.Context(), sourcetest.Ref(t, "http://192.0.2.1/m?sig=SECRET"))
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err))
 	require.True(t, model.IsFinal(err))
 	require.EqualError(t, err, "http://192.0.2.1/m: plain http is accepted from this machine only: use https, or allow plain http in the config")
-	_, err = closed.Resolve(t.Context(), parse(t, "ftp://localhost/m"))
+	_, err = closed.Resolve(t.Context(), sourcetest.Ref(t, "ftp://localhost/m"))
 	require.Equal(t, "UnknownScheme", model.ReasonOf(err))
 
-	away, _ := spy(t, answer(302, "", "Location: http://192.0.2.1/m"))
-	_, err = closed.Resolve(t.Context(), parse(t, "http://"+away+"/m"))
+	away, _ := spy(t, sourcetest.Answer(302, "", "Location: http://192.0.2.1/m"))
+	_, err = closed.Resolve(t.Context(), sourcetest.Ref(t, "http://"+away+"/m"))
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "nor by a redirect")
 
-	open := newSource(t, http.Config{AllowPlain: true, TokenFile: file(t, "t"), Hosts: []string{"192.0.2.1"}})
-	_, err = open.Resolve(t.Context(), parse(t, "http://192.0.2.1/m"))
+	open := newSource(t, http.Config{AllowPlain: true, TokenFile: sourcetest.Secret(t, "t"), Hosts: []string{"192.0.2.1"}})
+	_, err = open.Resolve(t.Context(), sourcetest.Ref(t, "http://192.0.2.1/m"))
 	require.ErrorContains(t, err, "the token is not sent over plain http")
-	_, err = open.Resolve(t.Context(), parse(t, "http://192.0.2.1:80/m"))
+	_, err = open.Resolve(t.Context(), sourcetest.Ref(t, "http://192.0.2.1:80/m"))
 	require.ErrorContains(t, err, "the token is not sent over plain http", "the default port is the same host")
 }
 
@@ -108,32 +102,32 @@ func TestTLSIsVerified(t *testing.T) {
 	srv.StartTLS()
 	defer srv.Close()
 
-	_, err := newSource(t, http.Config{}).Resolve(t.Context(), parse(t, srv.URL+"/m?sig=SECRET"))
+	_, err := newSource(t, http.Config{}).Resolve(t.Context(), sourcetest.Ref(t, srv.URL+"/m?sig=SECRET"))
 	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err))
 	require.NotContains(t, err.Error(), "SECRET")
 
-	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	ca := sourcetest.Secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
 	s := newSource(t, http.Config{CAFile: ca})
-	m, err := s.Resolve(t.Context(), parse(t, srv.URL+"/m"))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, srv.URL+"/m"))
 	require.NoError(t, err)
 	require.EqualValues(t, 20, m.Size())
 	require.Equal(t, []int{1}, major, "one connection a range needs HTTP/1.1")
-	_, err = s.Resolve(t.Context(), parse(t, srv.URL+"/down"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, srv.URL+"/down"))
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "not even to this machine: %v", err)
 }
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	token := file(t, "t")
+	token := sourcetest.Secret(t, "t")
 	for want, c := range map[string]http.Config{
-		"http source: CA file: open /nowhere: no such file or directory":                        {CAFile: "/nowhere"},
-		"http source: CA file " + token + ": no PEM certificate in it":                          {CAFile: token},
-		"http source: token file " + token + ": name the hosts that may get the token":          {TokenFile: token},
-		"http source: hosts a, b: there is no token file to send to them":                       {Hosts: []string{"a", "b"}},
-		"http source: token file: open /nowhere: no such file or directory":                     {TokenFile: "/nowhere", Hosts: []string{"a"}},
-		`http source: host "https://a/b": want host or host:port`:                               {TokenFile: token, Hosts: []string{"https://a/b"}},
-		"http source: token file " + file(t, "two words") + ": want one token and nothing else": {},
+		"http source: CA file: open /nowhere: no such file or directory":                                     {CAFile: "/nowhere"},
+		"http source: CA file " + token + ": no PEM certificate in it":                                       {CAFile: token},
+		"http source: token file " + token + ": name the hosts that may get the token":                       {TokenFile: token},
+		"http source: hosts a, b: there is no token file to send to them":                                    {Hosts: []string{"a", "b"}},
+		"http source: token file: open /nowhere: no such file or directory":                                  {TokenFile: "/nowhere", Hosts: []string{"a"}},
+		`http source: host "https://a/b": want host or host:port`:                                            {TokenFile: token, Hosts: []string{"https://a/b"}},
+		"http source: token file " + sourcetest.Secret(t, "two words") + ": want one token and nothing else": {},
 	} {
 		if c.TokenFile == "" && c.CAFile == "" && len(c.Hosts) == 0 {
 			c.TokenFile, c.Hosts = strings.Fields(want)[4], []string{"a"}

@@ -44,9 +44,9 @@ func TestContractThroughAMirror(t *testing.T) {
 	h, m := newHub(t), newHub(t)
 	m.repos = h.repos
 	contract(t, h, ms.Config{Endpoint: h.URL, Mirrors: []string{m.URL}})
-	require.Positive(t, m.count(m.Server, "/repo"))
-	require.Less(t, h.count(h.Server, "/repo"), m.count(m.Server, "/repo"), "the endpoint is for what is read again")
-	require.Zero(t, m.count(m.Server, "/repo/files"), "what there is, the endpoint says")
+	require.Positive(t, m.reads())
+	require.Less(t, h.reads(), m.reads(), "the endpoint is for what is read again")
+	require.Zero(t, m.Count(m.Server, "/repo/files"), "what there is, the endpoint says")
 }
 
 func TestFilesAreReadAtTheCommitThatChangedThemLast(t *testing.T) {
@@ -110,12 +110,12 @@ func TestAListThatTheHubCutsIsAskedForByDirectory(t *testing.T) {
 	}
 	require.Equal(t, slices.Sorted(maps.Keys(files)), paths)
 
-	h.lie = func(w http.ResponseWriter, r *http.Request) bool {
+	h.Lie = func(w http.ResponseWriter, r *http.Request) bool {
 		n := 3000
 		if r.URL.Query().Get("Recursive") == "False" {
 			n = 100 // and in each of them 100 more
 		}
-		return answer("", 200, `{"Code":200,"Data":{"Files":[{"Type":"tree"}`+strings.Repeat(`,{"Type":"tree"}`, n-1)+`]}}`)(w, r)
+		return sourcetest.Lie("", 200, `{"Code":200,"Data":{"Files":[{"Type":"tree"}`+strings.Repeat(`,{"Type":"tree"}`, n-1)+`]}}`)(w, r)
 	}
 	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.Equal(t, "TooManyFiles", model.ReasonOf(err), "directories for ever")
@@ -127,7 +127,7 @@ func TestAFileWithoutADigestIsReadFromTheEndpoint(t *testing.T) {
 	h, mirror := newHub(t), newHub(t)
 	commit := h.put("org/m", "master", map[string][]byte{"a": []byte("abc")})
 	mirror.repos = h.repos
-	h.lie = func(w http.ResponseWriter, r *http.Request) bool {
+	h.Lie = func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, "/files") {
 			return false
 		}
@@ -138,8 +138,8 @@ func TestAFileWithoutADigestIsReadFromTheEndpoint(t *testing.T) {
 	m, err := s.Resolve(t.Context(), r)
 	require.NoError(t, err)
 	require.Empty(t, m.Files[0].Digest)
-	got, err := read(t, s, r, m.Files[0], 0, 3)
+	got, err := sourcetest.Read(t, s, r, m.Files[0], 0, 3)
 	require.NoError(t, err)
 	require.Equal(t, "abc", string(got))
-	require.Empty(t, mirror.asked, "nothing would tell its bytes from others")
+	require.Empty(t, mirror.Asked(), "nothing would tell its bytes from others")
 }

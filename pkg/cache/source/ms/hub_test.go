@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/ms"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,6 +32,7 @@ const lfsAbove = 900 // bytes; larger files are LFS here
 // the hub's own client and from what others have measured of the hub: it ends a list at 3000 entries, ignores
 // ranges of small files, and says by a code in its answers what HTTP calls a 404.
 type hub struct {
+	sourcetest.Standin
 	*httptest.Server
 	cdn *httptest.Server
 
@@ -39,14 +41,6 @@ type hub struct {
 	token  string         // that opens private repositories
 	uses   int            // reads that one signed address is good for
 	signed map[string]int // reads left, by signature
-	asked  []request      // of both hosts
-	lie    func(w http.ResponseWriter, r *http.Request) bool
-}
-
-type request struct {
-	host, path string
-	query      url.Values
-	header     http.Header
 }
 
 // repository is a history: each file of a commit with the commit that changed it last.
@@ -70,36 +64,13 @@ func (r *repository) files(revision string) map[string]version {
 
 func newHub(t *testing.T) *hub {
 	h := &hub{repos: map[string]*repository{}, signed: map[string]int{}, uses: 1000}
-	h.Server = httptest.NewServer(h.noting(h.serve))
-	h.cdn = httptest.NewServer(h.noting(h.serveCDN))
-	t.Cleanup(h.cdn.Close)
-	t.Cleanup(h.Close)
+	h.Server = h.Serve(t, h.serve)
+	h.cdn = h.Serve(t, h.serveCDN)
 	return h
 }
 
-func (h *hub) noting(then http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		h.mu.Lock()
-		h.asked = append(h.asked, request{r.Host, r.URL.Path, r.URL.Query(), r.Header.Clone()})
-		lie := h.lie
-		h.mu.Unlock()
-		if lie == nil || !lie(w, r) {
-			then(w, r)
-		}
-	}
-}
-
-// count is how many requests went to a host's paths that end in suffix.
-func (h *hub) count(server *httptest.Server, suffix string) (n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, r := range h.asked {
-		if r.host == server.Listener.Addr().String() && strings.HasSuffix(r.path, suffix) {
-			n++
-		}
-	}
-	return n
-}
+// reads is how many files the hub was asked for.
+func (h *hub) reads() int { return h.Count(h.Server, "/repo") - h.Count(h.Server, "/repo/files") }
 
 // put commits files to a branch and returns the commit.
 func (h *hub) put(name, branch string, files map[string][]byte) string {

@@ -3,14 +3,10 @@ package ms_test
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -18,22 +14,6 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
-
-// read is all of a range, or why not.
-func read(t *testing.T, s *ms.Source, r model.Ref, f model.File, offset, length int64) ([]byte, error) {
-	body, err := s.Open(t.Context(), r, f, offset, length)
-	if err != nil {
-		return nil, err
-	}
-	defer body.Close()
-	return io.ReadAll(body)
-}
-
-func secret(t *testing.T, content string) string {
-	name := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
-	return name
-}
 
 var files = map[string][]byte{"config.json": []byte(`{"a":1}`), "model.safetensors": bytes.Repeat([]byte("0123456789"), 500)}
 
@@ -43,29 +23,29 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	h.token = "t0ken"
 	h.put("org/m", "master", files)
 	h.repos["org/m"].private = true
-	s := newSource(t, ms.Config{Endpoint: h.URL, TokenFile: secret(t, "t0ken\n"), Mirrors: []string{mirror.URL}})
+	s := newSource(t, ms.Config{Endpoint: h.URL, TokenFile: sourcetest.Secret(t, "t0ken\n"), Mirrors: []string{mirror.URL}})
 	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.NoError(t, err)
 	for _, f := range m.Files {
-		got, err := read(t, s, sourcetest.Ref(t, "ms://org/m"), f, 0, f.Size)
+		got, err := sourcetest.Read(t, s, sourcetest.Ref(t, "ms://org/m"), f, 0, f.Size)
 		require.NoError(t, err)
 		require.Equal(t, files[f.Path], got)
 	}
 	seen := map[string]int{}
-	for _, r := range append(h.asked, mirror.asked...) {
-		seen[r.host]++
-		if r.host == h.Listener.Addr().String() {
-			require.Equal(t, "Bearer t0ken", r.header.Get("Authorization"))
-			require.Equal(t, "m_session_id=t0ken", r.header.Get("Cookie"))
+	for _, r := range append(h.Asked(), mirror.Asked()...) {
+		seen[r.Host]++
+		if r.Host == h.Listener.Addr().String() {
+			require.Equal(t, "Bearer t0ken", r.Header.Get("Authorization"))
+			require.Equal(t, "m_session_id=t0ken", r.Header.Get("Cookie"))
 			continue
 		}
-		for key, values := range r.header {
-			require.NotContains(t, strings.Join(values, " "), "t0ken", "%s to %s%s", key, r.host, r.path)
+		for key, values := range r.Header {
+			require.NotContains(t, strings.Join(values, " "), "t0ken", "%s to %s%s", key, r.Host, r.Path)
 		}
 	}
 	require.Len(t, seen, 3, "endpoint, its CDN and the mirror: %v", seen)
 
-	h.lie = func(w http.ResponseWriter, r *http.Request) bool {
+	h.Lie = func(w http.ResponseWriter, r *http.Request) bool {
 		http.Redirect(w, r, other.URL+r.URL.Path+"?sig=SECRET", http.StatusFound)
 		return true
 	}
@@ -73,7 +53,7 @@ func TestTheTokenReachesTheEndpointAlone(t *testing.T) {
 	require.Equal(t, "Moved", model.ReasonOf(err))
 	require.ErrorContains(t, err, "redirects to "+other.URL+": make that the endpoint if you trust it")
 	require.NotContains(t, err.Error(), "SECRET")
-	require.Empty(t, other.asked)
+	require.Empty(t, other.Asked())
 }
 
 func TestASignedAddressServesAllRangesAndIsRenewed(t *testing.T) {
@@ -88,7 +68,7 @@ func TestASignedAddressServesAllRangesAndIsRenewed(t *testing.T) {
 		var g sync.WaitGroup
 		for i := range int64(50) {
 			g.Go(func() {
-				got, err := read(t, s, r, f, i*100, 100)
+				got, err := sourcetest.Read(t, s, r, f, i*100, 100)
 				if err != nil || !bytes.Equal(got, files[f.Path][i*100:i*100+100]) {
 					t.Errorf("range %d: %d bytes, error %v", i, len(got), err)
 				}
@@ -97,26 +77,10 @@ func TestASignedAddressServesAllRangesAndIsRenewed(t *testing.T) {
 		g.Wait()
 	}
 	all()
-	require.Equal(t, 1, h.count(h.Server, "/repo"), "asked for once, not once a range")
+	require.Equal(t, 1, h.reads(), "asked for once, not once a range")
 	clear(h.signed) // all expired, in the middle of the file
 	all()
-	require.Equal(t, 2, h.count(h.Server, "/repo"), "and once more for all")
-}
-
-// answer is a lie to paths that end in suffix.
-func answer(suffix string, status int, body string, headers ...string) func(http.ResponseWriter, *http.Request) bool {
-	return func(w http.ResponseWriter, r *http.Request) bool {
-		if !strings.HasSuffix(r.URL.Path, suffix) {
-			return false
-		}
-		for _, h := range headers {
-			k, v, _ := strings.Cut(h, ": ")
-			w.Header().Set(k, v)
-		}
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-		return true
-	}
+	require.Equal(t, 2, h.reads(), "and once more for all")
 }
 
 func TestTheAPIsLiesEndInAReason(t *testing.T) {
@@ -132,39 +96,33 @@ func TestTheAPIsLiesEndInAReason(t *testing.T) {
 		final  bool
 		text   string
 	}{
-		"no such repository":     {answer(at, 404, `{"Code":10010205001,"Message":"record not found"}`), "NotFound", true, "no such repository"},
-		"no access":              {answer(at, 404, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
-		"no access, said in 200": {answer(at, 200, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
-		"no revision":            {answer(at, 404, `{"Code":10990101004}`), "NotFound", true, "correct what follows the @"},
-		"no files":               {answer(at, 200, `{"Code":200,"Data":{"Files":null}}`), "NotFound", true, "correct what follows the @"},
-		"403":                    {answer(at, 403, "<html>"), "Forbidden", true, "(cache.sources.ms.tokenFile)"},
-		"refused":                {answer(at, 400, ""), "Refused", true, ""},
-		"throttled":              {answer(at, 429, "", "Retry-After: 55"), "Throttled", false, ""},
-		"broken":                 {answer(at, 502, ""), "Unavailable", false, ""},
-		"a web page":             {answer(at, 200, "<html>"), "WrongAnswer", false, "check the endpoint"},
-		"gzip unasked":           {answer(at, 200, "x", "Content-Encoding: gzip"), "Encoded", true, ""},
-		"10 MB of JSON":          {answer(at, 200, `{"Code":200`+strings.Repeat(" ", 10<<20)), "TooLarge", true, "larger than 8 MiB"},
-		"climbing path":          {answer(at, 200, list(blob("../../etc/passwd"))), "BadPath", true, "leaves the model's directory"},
-		"absolute path":          {answer(at, 200, list(blob("/etc/passwd"))), "BadPath", true, "is absolute"},
-		"one path twice":         {answer(at, 200, list(blob("a")+","+blob("a"))), "BadPath", true, "there twice"},
-		"a submodule":            {answer(at, 200, list(`{"Type":"commit","Path":"a"}`)), "WrongAnswer", false, `"a" is a "commit"`},
-		"a digest that is none":  {answer(at, 200, list(`{"Type":"blob","Path":"a","Sha256":"****"}`)), "WrongAnswer", false, "want 64 hexadecimal digits"},
-		"redirect for ever":      {answer(at, 307, "", "Location: /again/repo/files?sig=SECRET"), "TooManyRedirects", true, ""},
+		"no such repository":     {sourcetest.Lie(at, 404, `{"Code":10010205001,"Message":"record not found"}`), "NotFound", true, "no such repository"},
+		"no access":              {sourcetest.Lie(at, 404, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
+		"no access, said in 200": {sourcetest.Lie(at, 200, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
+		"no revision":            {sourcetest.Lie(at, 404, `{"Code":10990101004}`), "NotFound", true, "correct what follows the @"},
+		"no files":               {sourcetest.Lie(at, 200, `{"Code":200,"Data":{"Files":null}}`), "NotFound", true, "correct what follows the @"},
+		"403":                    {sourcetest.Lie(at, 403, "<html>"), "Forbidden", true, "(cache.sources.ms.tokenFile)"},
+		"refused":                {sourcetest.Lie(at, 400, ""), "Refused", true, ""},
+		"throttled":              {sourcetest.Lie(at, 429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"broken":                 {sourcetest.Lie(at, 502, ""), "Unavailable", false, ""},
+		"a web page":             {sourcetest.Lie(at, 200, "<html>"), "WrongAnswer", false, "check the endpoint"},
+		"gzip unasked":           {sourcetest.Lie(at, 200, "x", "Content-Encoding: gzip"), "Encoded", true, ""},
+		"10 MB of JSON":          {sourcetest.Lie(at, 200, `{"Code":200`+strings.Repeat(" ", 10<<20)), "TooLarge", true, "larger than 8 MiB"},
+		"climbing path":          {sourcetest.Lie(at, 200, list(blob("../../etc/passwd"))), "BadPath", true, "leaves the model's directory"},
+		"absolute path":          {sourcetest.Lie(at, 200, list(blob("/etc/passwd"))), "BadPath", true, "is absolute"},
+		"one path twice":         {sourcetest.Lie(at, 200, list(blob("a")+","+blob("a"))), "BadPath", true, "there twice"},
+		"a submodule":            {sourcetest.Lie(at, 200, list(`{"Type":"commit","Path":"a"}`)), "WrongAnswer", false, `"a" is a "commit"`},
+		"a digest that is none":  {sourcetest.Lie(at, 200, list(`{"Type":"blob","Path":"a","Sha256":"****"}`)), "WrongAnswer", false, "want 64 hexadecimal digits"},
+		"redirect for ever":      {sourcetest.Lie(at, 307, "", "Location: /again/repo/files?sig=SECRET"), "TooManyRedirects", true, ""},
 		"no answer":              {func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }, "Unreachable", false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHub(t)
 			h.put("org/m", "master", files)
-			h.lie = c.lie
+			h.Lie = c.lie
 			_, err := newSource(t, ms.Config{Endpoint: h.URL}).Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, c.text)
-			require.NotContains(t, err.Error(), "SECRET")
-			if c.reason == "Throttled" {
-				require.Equal(t, 55*time.Second, model.RetryAfter(err))
-			}
+			sourcetest.Fails(t, err, c.reason, c.final, c.text)
 		})
 	}
 }
@@ -173,10 +131,7 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 	t.Parallel()
 	const direct = "/repo"
 	cdn := func(status int, body string, headers ...string) func(http.ResponseWriter, *http.Request) bool {
-		lie := answer("", status, body, headers...)
-		return func(w http.ResponseWriter, r *http.Request) bool {
-			return strings.HasPrefix(r.URL.Path, "/prod/") && lie(w, r)
-		}
+		return sourcetest.Lie("/prod/", status, body, headers...)
 	}
 	ok := "Content-Range: bytes 5-9/5000"
 	for name, c := range map[string]struct {
@@ -186,19 +141,19 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 		text   string
 	}{
 		"200 to a range":        {cdn(200, "0123456789"), "RangeIgnored", false, ""},
-		"an error as a file":    {answer(direct, 200, `{"Code":10990101007}`), "RangeIgnored", false, ""},
+		"an error as a file":    {sourcetest.Lie(direct, 200, `{"Code":10990101007}`), "RangeIgnored", false, ""},
 		"206 at another offset": {cdn(206, "45678", "Content-Range: bytes 4-8/5000"), "WrongRange", false, ""},
 		"206 of another size":   {cdn(206, "56789", "Content-Range: bytes 5-9/5001"), "Changed", false, ""},
 		"a length that lies":    {cdn(206, "567", ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
 		"gzip unasked":          {cdn(206, "56789", ok, "Content-Encoding: gzip"), "Encoded", true, ""},
 		"a signature refused":   {cdn(403, ""), "Expired", false, "the signed address that the hub gave is not accepted"},
 		"416":                   {cdn(416, ""), "Changed", false, "shorter"},
-		"history was rewritten": {answer(direct, 404, `{"Code":10990101004}`), "Changed", false, "the commit is gone"},
-		"a file that went":      {answer(direct, 404, `{"Code":10990101007}`), "Changed", false, ""},
-		"access that was lost":  {answer(direct, 404, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
-		"the repository went":   {answer(direct, 404, `{"Code":10010205001}`), "NotFound", true, ""},
-		"throttled":             {answer(direct, 429, "", "Retry-After: 7"), "Throttled", false, ""},
-		"off encryption":        {answer(direct, 302, "", "Location: ftp://h/?sig=SECRET"), "UnknownScheme", true, ""},
+		"history was rewritten": {sourcetest.Lie(direct, 404, `{"Code":10990101004}`), "Changed", false, "the commit is gone"},
+		"a file that went":      {sourcetest.Lie(direct, 404, `{"Code":10990101007}`), "Changed", false, ""},
+		"access that was lost":  {sourcetest.Lie(direct, 404, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
+		"the repository went":   {sourcetest.Lie(direct, 404, `{"Code":10010205001}`), "NotFound", true, ""},
+		"throttled":             {sourcetest.Lie(direct, 429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"off encryption":        {sourcetest.Lie(direct, 302, "", "Location: ftp://h/?sig=SECRET"), "UnknownScheme", true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -207,15 +162,9 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 			s, r := newSource(t, ms.Config{Endpoint: h.URL}), sourcetest.Ref(t, "ms://org/m")
 			m, err := s.Resolve(t.Context(), r)
 			require.NoError(t, err)
-			h.lie = c.lie
-			_, err = read(t, s, r, m.Files[1], 5, 5)
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, c.text)
-			require.NotContains(t, err.Error(), "SECRET")
-			if c.reason == "Throttled" {
-				require.Equal(t, 7*time.Second, model.RetryAfter(err))
-			}
+			h.Lie = c.lie
+			_, err = sourcetest.Read(t, s, r, m.Files[1], 5, 5)
+			sourcetest.Fails(t, err, c.reason, c.final, c.text)
 		})
 	}
 }
@@ -237,7 +186,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	h := newHub(t)
 	h.put("org/m", "master", files)
 	h.repos["org/m"].private = true
-	file := secret(t, "other")
+	file := sourcetest.Secret(t, "other")
 	_, err := newSource(t, ms.Config{Endpoint: h.URL, TokenFile: file}).Resolve(t.Context(), sourcetest.Ref(t, "ms://org/m"))
 	require.Equal(t, "Forbidden", model.ReasonOf(err))
 	require.ErrorContains(t, err, "put one that may read it into "+file)

@@ -19,6 +19,7 @@ import (
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -31,7 +32,7 @@ func pull(t *testing.T, ref string) (map[string]string, *model.Status) {
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	ended := make(chan error, 1)
-	c.Want([]model.Spec{{Name: "m", Source: parse(t, ref)}})
+	c.Want([]model.Spec{{Name: "m", Source: sourcetest.Ref(t, ref)}})
 	go func() { ended <- c.Run(ctx) }()
 	defer func() {
 		stop()

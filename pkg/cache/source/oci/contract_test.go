@@ -31,12 +31,6 @@ func newSource(t *testing.T, c oci.Config) *oci.Source {
 	return s
 }
 
-func parse(t *testing.T, s string) model.Ref {
-	ref, err := model.ParseRef(s)
-	require.NoError(t, err)
-	return ref
-}
-
 // pushed is the contract's view of a registry: models are tags, and push stores one as ORAS does. What a
 // tag stood for goes when the tag moves, as it does where a registry collects its garbage.
 func pushed(host string, s *oci.Source, push func(t *testing.T, name string, files map[string][]byte),

@@ -4,11 +4,11 @@ import (
 	"io"
 	"net/http"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -69,17 +69,10 @@ func TestOpenHoldsTheRegistryToWhatWasAsked(t *testing.T) {
 			t.Parallel()
 			reg, host := newRegistry(t)
 			reg.answer(c.serve)
-			ref := parse(t, "oci://"+host+"/m:v1")
+			ref := sourcetest.Ref(t, "oci://"+host+"/m:v1")
 			f := model.File{Path: "m.bin", Key: sha([]byte(text)), Size: 20}
 			_, err := newSource(t, oci.Config{}).Open(t.Context(), ref, f, 5, 5)
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, c.text)
-			require.NotContains(t, err.Error(), "SECRET")
-			require.NotContains(t, err.Error(), "\x1b")
-			if c.reason == "Throttled" {
-				require.Equal(t, 7*time.Second, model.RetryAfter(err))
-			}
+			sourcetest.Fails(t, err, c.reason, c.final, c.text)
 		})
 	}
 }
@@ -89,7 +82,7 @@ func TestABodyThatEndsEarlyIsAnError(t *testing.T) {
 	reg, host := newRegistry(t)
 	reg.answer(answer(200, text[:7], "Content-Length", "20"))
 	f := model.File{Path: "m.bin", Key: sha([]byte(text)), Size: 20}
-	body, err := newSource(t, oci.Config{}).Open(t.Context(), parse(t, "oci://"+host+"/m:v1"), f, 0, 20)
+	body, err := newSource(t, oci.Config{}).Open(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m:v1"), f, 0, 20)
 	require.NoError(t, err)
 	defer body.Close()
 	_, err = io.ReadAll(body)
@@ -99,7 +92,7 @@ func TestABodyThatEndsEarlyIsAnError(t *testing.T) {
 func TestAnswersThatEndEarlyAreTriedAgain(t *testing.T) {
 	t.Parallel()
 	reg, host := newRegistry(t)
-	ref := parse(t, "oci://"+host+"/m:v1")
+	ref := sourcetest.Ref(t, "oci://"+host+"/m:v1")
 	for name, c := range map[string]struct{ token, reason string }{
 		"a manifest":        {"", "Unreachable"},
 		"half a token":      {`{"token": "t0`, "Unreachable"},
@@ -126,7 +119,7 @@ func TestALayerGoneFromAPinnedManifestIsNotFound(t *testing.T) {
 	t.Parallel()
 	_, host := newRegistry(t)
 	f := model.File{Path: "m.bin", Key: sha([]byte(text)), Size: 20}
-	_, err := newSource(t, oci.Config{}).Open(t.Context(), parse(t, "oci://"+host+"/m@"+sha([]byte("m"))), f, 0, 20)
+	_, err := newSource(t, oci.Config{}).Open(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m@"+sha([]byte("m"))), f, 0, 20)
 	require.Equal(t, "NotFound", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err), "nothing moves under a digest")
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -54,7 +55,7 @@ func TestEachFormatNamesItsFiles(t *testing.T) {
 	} {
 		reg, host := newRegistry(t)
 		reg.put("m", "latest", ocispec.MediaTypeImageManifest, manifest(t, c.layers...))
-		m, err := newSource(t, oci.Config{}).Resolve(t.Context(), parse(t, "oci://"+host+"/m"))
+		m, err := newSource(t, oci.Config{}).Resolve(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m"))
 		require.NoError(t, err, name)
 		var paths []string
 		for _, f := range m.Files {
@@ -93,7 +94,7 @@ func TestResolveRefusesWhatIsNotFiles(t *testing.T) {
 	} {
 		reg, host := newRegistry(t)
 		reg.put("m", "latest", ocispec.MediaTypeImageManifest, manifest(t, c.layers...))
-		_, err := newSource(t, oci.Config{}).Resolve(t.Context(), parse(t, "oci://"+host+"/m"))
+		_, err := newSource(t, oci.Config{}).Resolve(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m"))
 		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
 		require.True(t, model.IsFinal(err), name)
 		require.ErrorContains(t, err, c.text, name)
@@ -131,7 +132,7 @@ func TestArchivesAreNamedInTheOrderOfTheirLayers(t *testing.T) {
 		text, err := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.Descriptor{MediaType: c.config}, Layers: c.layers})
 		require.NoError(t, err)
 		reg.put("m", "latest", ocispec.MediaTypeImageManifest, text)
-		m, err := newSource(t, oci.Config{}).Resolve(t.Context(), parse(t, "oci://"+host+"/m"))
+		m, err := newSource(t, oci.Config{}).Resolve(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m"))
 		require.NoError(t, err, name)
 		var got []model.Archive
 		for i, f := range m.Files {
@@ -153,22 +154,22 @@ func TestAManifestIsWhatItsDigestSays(t *testing.T) {
 	reg.put("m", "v1", ocispec.MediaTypeImageManifest, one)
 	s := newSource(t, oci.Config{})
 	pinned := "oci://" + host + "/m@" + sha(one)
-	m, err := s.Resolve(t.Context(), parse(t, pinned))
+	m, err := s.Resolve(t.Context(), sourcetest.Ref(t, pinned))
 	require.NoError(t, err)
 	require.Equal(t, strings.TrimPrefix(sha(one), "sha256:"), m.Revision, "as registries show it")
-	byTag, err := s.Resolve(t.Context(), parse(t, "oci://"+host+"/m:v1@"+sha(one)))
+	byTag, err := s.Resolve(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m:v1@"+sha(one)))
 	require.NoError(t, err)
 	require.Equal(t, m, byTag, "the digest outweighs the tag")
 
 	reg.manifests["m:"+sha(one)] = two
-	_, err = s.Resolve(t.Context(), parse(t, pinned))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, pinned))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err), "%v", err)
 	reg.answer(func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("Docker-Content-Digest", sha(one))
 		_, _ = w.Write(two)
 		return true
 	})
-	_, err = s.Resolve(t.Context(), parse(t, "oci://"+host+"/m:v1"))
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m:v1"))
 	require.Equal(t, "WrongDigest", model.ReasonOf(err), "%v", err)
 
 	for name, c := range map[string]struct{ body, text string }{
@@ -182,7 +183,7 @@ func TestAManifestIsWhatItsDigestSays(t *testing.T) {
 			_, _ = w.Write([]byte(c.body))
 			return true
 		})
-		_, err = s.Resolve(t.Context(), parse(t, "oci://"+host+"/m:v1"))
+		_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m:v1"))
 		require.ErrorContains(t, err, c.text, name)
 		require.True(t, model.IsFinal(err), name)
 		require.NotContains(t, err.Error(), "\x1b", name)
@@ -202,7 +203,7 @@ func TestAnIndexOfOneManifestIsThatManifest(t *testing.T) {
 		require.NoError(t, err)
 		reg.put("m", "v1", ocispec.MediaTypeImageIndex, index)
 	}
-	ref := parse(t, "oci://"+host+"/m:v1")
+	ref := sourcetest.Ref(t, "oci://"+host+"/m:v1")
 	s := newSource(t, oci.Config{})
 
 	put(inner, note)
@@ -235,7 +236,7 @@ func TestRefsThatNoRegistryKnows(t *testing.T) {
 		"oci://host", "oci://host/", "oci://host/Upper", "oci://host/a:", "oci://host/a@sha256:abc", "oci://host/a%2Fb", "oci://host/../a",
 		"oci://host/a?tag=x", "oci://host/a#sha256=" + strings.Repeat("a", 64),
 	} {
-		r := parse(t, ref)
+		r := sourcetest.Ref(t, ref)
 		_, err := s.Resolve(t.Context(), r)
 		require.Equal(t, "BadSource", model.ReasonOf(err), "%s: %v", ref, err)
 		require.True(t, model.IsFinal(err))

@@ -18,15 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
-
-func file(t *testing.T, content string) string {
-	name := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
-	return name
-}
 
 // logins is a Docker config.json with one login.
 func logins(host, user, password string) string {
@@ -67,8 +62,8 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
-	ref := parse(t, "oci://"+host+"/org/m:v1")
-	config := file(t, logins(host, "me", "sEcReT"))
+	ref := sourcetest.Ref(t, "oci://"+host+"/org/m:v1")
+	config := sourcetest.Secret(t, logins(host, "me", "sEcReT"))
 	s := newSource(t, oci.Config{CredentialsFile: config})
 	for range 3 {
 		got, err := readAll(t, s, ref, text)
@@ -92,7 +87,7 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 	require.False(t, model.IsFinal(err), "a mounted secret may come back")
 
-	_, err = readAll(t, newSource(t, oci.Config{CredentialsFile: file(t, logins("elsewhere.example", "me", "sEcReT"))}), ref, text)
+	_, err = readAll(t, newSource(t, oci.Config{CredentialsFile: sourcetest.Secret(t, logins("elsewhere.example", "me", "sEcReT"))}), ref, text)
 	require.Equal(t, "Forbidden", model.ReasonOf(err), "a login of another registry is not tried: %v", err)
 }
 
@@ -100,8 +95,8 @@ func TestARegistryThatIsNeverContentIsAskedTwice(t *testing.T) {
 	t.Parallel()
 	reg, host := newRegistry(t)
 	reg.answer(answer(401, "", "WWW-Authenticate", `Basic realm="x"`))
-	s := newSource(t, oci.Config{CredentialsFile: file(t, logins(host, "me", "sEcReT"))})
-	_, err := readAll(t, s, parse(t, "oci://"+host+"/m"), text)
+	s := newSource(t, oci.Config{CredentialsFile: sourcetest.Secret(t, logins(host, "me", "sEcReT"))})
+	_, err := readAll(t, s, sourcetest.Ref(t, "oci://"+host+"/m"), text)
 	require.Equal(t, "Forbidden", model.ReasonOf(err), "%v", err)
 	require.Len(t, reg.seen, 2)
 }
@@ -118,8 +113,8 @@ func TestStorageElsewhereSeesNoLogin(t *testing.T) {
 		http.Redirect(w, r, "http://"+at+r.URL.Path+"?sig=SECRET", http.StatusTemporaryRedirect)
 		return true
 	})
-	s := newSource(t, oci.Config{CredentialsFile: file(t, logins(host, "me", "sEcReT"))})
-	ref := parse(t, "oci://"+host+"/m")
+	s := newSource(t, oci.Config{CredentialsFile: sourcetest.Secret(t, logins(host, "me", "sEcReT"))})
+	ref := sourcetest.Ref(t, "oci://"+host+"/m")
 	for range 2 {
 		got, err := readAll(t, s, ref, text)
 		require.NoError(t, err)
@@ -154,7 +149,7 @@ func TestPlainHTTPIsForThisMachine(t *testing.T) {
 		oci.DialAll(s, host)
 		return s
 	}
-	ref := parse(t, "oci://plain.example/m")
+	ref := sourcetest.Ref(t, "oci://plain.example/m")
 	_, err := readAll(t, proxied(oci.Config{}), ref, text)
 	require.Equal(t, "Unreachable", model.ReasonOf(err), "it is spoken to in TLS: %v", err)
 	require.Empty(t, reg.seen)
@@ -163,7 +158,7 @@ func TestPlainHTTPIsForThisMachine(t *testing.T) {
 	require.Equal(t, "234", got)
 
 	reg.answer(answer(401, "", "WWW-Authenticate", `Basic realm="x"`))
-	s := proxied(oci.Config{PlainHosts: []string{"plain.example"}, CredentialsFile: file(t, logins("plain.example", "me", "sEcReT"))})
+	s := proxied(oci.Config{PlainHosts: []string{"plain.example"}, CredentialsFile: sourcetest.Secret(t, logins("plain.example", "me", "sEcReT"))})
 	_, err = readAll(t, s, ref, text)
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "%v", err)
 	require.ErrorContains(t, err, "credentials are not sent over plain http")
@@ -201,25 +196,25 @@ func TestTLSIsVerified(t *testing.T) {
 		oci.DialAll(s, srv.Listener.Addr().String())
 		return s
 	}
-	_, err := readAll(t, source(oci.Config{}), parse(t, "oci://example.com/m"), text)
+	_, err := readAll(t, source(oci.Config{}), sourcetest.Ref(t, "oci://example.com/m"), text)
 	require.Equal(t, "Untrusted", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err))
 
-	ca := file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	ca := sourcetest.Secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
 	s := source(oci.Config{CAFile: ca})
-	got, err := readAll(t, s, parse(t, "oci://example.com/m"), text)
+	got, err := readAll(t, s, sourcetest.Ref(t, "oci://example.com/m"), text)
 	require.NoError(t, err)
 	require.Equal(t, "234", got)
 	require.EqualValues(t, 1, major.Load(), "one connection a range needs HTTP/1.1")
-	_, err = readAll(t, s, parse(t, "oci://example.com/down/m"), text)
+	_, err = readAll(t, s, sourcetest.Ref(t, "oci://example.com/down/m"), text)
 	require.Equal(t, "PlainHTTP", model.ReasonOf(err), "not even to this machine: %v", err)
-	_, err = readAll(t, s, parse(t, "oci://example.com/plain/m"), text)
+	_, err = readAll(t, s, sourcetest.Ref(t, "oci://example.com/plain/m"), text)
 	require.Equal(t, "BadLogin", model.ReasonOf(err), "no login in the clear for a registry with TLS: %v", err)
 }
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	helpers := file(t, `{"credsStore": "desktop", "x": "sEcReT"}`)
+	helpers := sourcetest.Secret(t, `{"credsStore": "desktop", "x": "sEcReT"}`)
 	for want, c := range map[string]oci.Config{
 		"oci source: CA file: open /nowhere: no such file or directory":          {CAFile: "/nowhere"},
 		"oci source: CA file " + helpers + ": no PEM certificate in it":          {CAFile: helpers},
@@ -251,7 +246,7 @@ func TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin(t *testing.T) {
 	require.NoError(t, os.WriteFile(login, []byte(`{"auths":{"`+host+`":{"username":"u","password":"sEcReT"}}}`), 0o600))
 	config := oci.Config{CredentialsFile: login, Mirrors: []web.Mirror{{Of: host, URL: "http://" + there + "/cache"}}}
 	read := func(s *oci.Source) {
-		ref := parse(t, "oci://"+host+"/m:v1")
+		ref := sourcetest.Ref(t, "oci://"+host+"/m:v1")
 		m, err := s.Resolve(t.Context(), ref)
 		require.NoError(t, err)
 		body, err := s.Open(t.Context(), ref, m.Files[0], 5, 5)
@@ -290,7 +285,7 @@ func TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin(t *testing.T) {
 	// Docker's registry is asked under another name than it is known by.
 	pull.answer(nil)
 	body, err := newSource(t, oci.Config{Mirrors: []web.Mirror{{Of: "docker.io", URL: "http://" + there}}}).Open(t.Context(),
-		parse(t, "oci://docker.io/library/m:v1"), model.File{Path: "a", Key: l.Digest.String(), Size: 20}, 5, 5)
+		sourcetest.Ref(t, "oci://docker.io/library/m:v1"), model.File{Path: "a", Key: l.Digest.String(), Size: 20}, 5, 5)
 	require.NoError(t, err)
 	require.NoError(t, body.Close())
 	_, err = oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a/b", URL: "https://m"}}})

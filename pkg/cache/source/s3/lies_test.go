@@ -17,21 +17,9 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// answer writes an answer with the given headers, "name: value".
-func answer(status int, body string, headers ...string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		for _, h := range headers {
-			k, v, _ := strings.Cut(h, ": ")
-			w.Header().Set(k, v)
-		}
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-	}
-}
-
 // refuse is how S3 says no.
 func refuse(status int, code string, headers ...string) http.HandlerFunc {
-	return answer(status, fmt.Sprintf(`<?xml version="1.0"?><Error><Code>%s</Code><Message>because</Message></Error>`, code),
+	return sourcetest.Answer(status, fmt.Sprintf(`<?xml version="1.0"?><Error><Code>%s</Code><Message>because</Message></Error>`, code),
 		append(headers, "Content-Type: application/xml")...)
 }
 
@@ -46,18 +34,18 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		final  bool
 		text   string
 	}{
-		"200 to a range":        {answer(200, "0123456789abcdefghij", tag), "RangeIgnored", false, "object llama/m.bin"},
-		"other start":           {answer(206, "45678", tag, "Content-Range: bytes 4-8/20"), "WrongRange", false, `"bytes 4-8/20"`},
-		"other total":           {answer(206, "56789", tag, "Content-Range: bytes 5-9/21"), "WrongRange", false, ""},
-		"too short":             {answer(206, "567", tag, ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
-		"too long":              {answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
-		"another ETag":          {answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `ETag "v2", was "v1"`},
-		"no ETag":               {answer(206, "56789", ok), "Changed", false, ""},
+		"200 to a range":        {sourcetest.Answer(200, "0123456789abcdefghij", tag), "RangeIgnored", false, "object llama/m.bin"},
+		"other start":           {sourcetest.Answer(206, "45678", tag, "Content-Range: bytes 4-8/20"), "WrongRange", false, `"bytes 4-8/20"`},
+		"other total":           {sourcetest.Answer(206, "56789", tag, "Content-Range: bytes 5-9/21"), "WrongRange", false, ""},
+		"too short":             {sourcetest.Answer(206, "567", tag, ok, "Content-Length: 3"), "WrongLength", false, "announces 3"},
+		"too long":              {sourcetest.Answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
+		"another ETag":          {sourcetest.Answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `ETag "v2", was "v1"`},
+		"no ETag":               {sourcetest.Answer(206, "56789", ok), "Changed", false, ""},
 		"precondition failed":   {refuse(412, "PreconditionFailed"), "Changed", false, "changed since it was resolved"},
 		"shrunk":                {refuse(416, "InvalidRange"), "Changed", false, ""},
 		"no such key":           {refuse(404, "NoSuchKey"), "NotFound", true, "NoSuchKey: because"},
 		"no such bucket":        {refuse(404, "NoSuchBucket"), "NotFound", true, "NoSuchBucket"},
-		"404 of a proxy":        {answer(404, "<html>"), "NotFound", true, ""},
+		"404 of a proxy":        {sourcetest.Answer(404, "<html>"), "NotFound", true, ""},
 		"denied":                {refuse(403, "AccessDenied"), "Forbidden", true, "check the credentials"},
 		"wrong key":             {refuse(403, "InvalidAccessKeyId"), "Forbidden", true, ""},
 		"clock":                 {refuse(403, "RequestTimeTooSkewed"), "ClockSkew", false, "clock is off"},
@@ -68,11 +56,11 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"other region":          {refuse(301, "PermanentRedirect", "X-Amz-Bucket-Region: eu-west-1"), "WrongRegion", true, `set the region to "eu-west-1"`},
 		"malformed region":      {refuse(400, "AuthorizationHeaderMalformed"), "WrongRegion", true, "another region"},
 		"slow down":             {refuse(503, "SlowDown", "Retry-After: 7"), "Throttled", false, "SlowDown: because"},
-		"429":                   {answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
+		"429":                   {sourcetest.Answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
 		"internal error":        {refuse(500, "InternalError"), "Unavailable", false, ""},
-		"bad gateway":           {answer(502, "<html>"), "Unavailable", false, ""},
+		"bad gateway":           {sourcetest.Answer(502, "<html>"), "Unavailable", false, ""},
 		"400":                   {refuse(400, "InvalidRequest"), "Refused", true, ""},
-		"a redirect to nowhere": {answer(302, "", "Location: http://h:bad/?sig=SECRET"), "Unreachable", false, "not valid HTTP"},
+		"a redirect to nowhere": {sourcetest.Answer(302, "", "Location: http://h:bad/?sig=SECRET"), "Unreachable", false, "not valid HTTP"},
 		"no answer":             {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false, "llama/m.bin"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -85,23 +73,15 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 			defer srv.Close()
 			f := model.File{Path: "m.bin", Key: "llama/m.bin", Size: 20, Version: "v1"}
 			_, err := newSource(t, srv.URL).Open(t.Context(), sourcetest.Ref(t, "s3://models/llama"), f, 5, 5)
-			require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
-			require.Equal(t, c.final, model.IsFinal(err), "%v", err)
-			require.ErrorContains(t, err, c.text)
-			require.NotContains(t, err.Error(), "sEcReT")
+			sourcetest.Fails(t, err, c.reason, c.final, c.text)
 			require.EqualValues(t, 1, asked.Load(), "the fetcher retries, not the source")
-			if c.reason == "Throttled" {
-				var e *model.Error
-				require.ErrorAs(t, err, &e)
-				require.Equal(t, 7*time.Second, e.RetryAfter)
-			}
 		})
 	}
 }
 
 func TestABodyThatIsCutOffIsAnError(t *testing.T) {
 	t.Parallel()
-	srv := httptest.NewServer(answer(206, "567", `ETag: "v1"`, "Content-Range: bytes 5-9/20", "Content-Length: 5"))
+	srv := httptest.NewServer(sourcetest.Answer(206, "567", `ETag: "v1"`, "Content-Range: bytes 5-9/20", "Content-Length: 5"))
 	defer srv.Close()
 	f := model.File{Path: "m", Key: "m", Size: 20, Version: "v1"}
 	body, err := newSource(t, srv.URL).Open(t.Context(), sourcetest.Ref(t, "s3://models/m"), f, 5, 5)

@@ -82,7 +82,7 @@ func TestKeysThatCannotBeFiles(t *testing.T) {
 	for _, key := range []string{"../../etc/passwd", "a//b", "/abs", "a/./b", `a\b`, "dir/"} {
 		listing := `<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>m/ok</Key><Size>1</Size></Contents>` +
 			`<Contents><Key>m/` + key + `</Key><Size>3</Size></Contents></ListBucketResult>`
-		srv := httptest.NewServer(answer(200, listing, "Content-Type: application/xml"))
+		srv := httptest.NewServer(sourcetest.Answer(200, listing, "Content-Type: application/xml"))
 		_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 		srv.Close()
 		require.Equal(t, "BadPath", model.ReasonOf(err), "%s: %v", key, err)
@@ -140,7 +140,7 @@ func TestChecksumsOfTheStore(t *testing.T) {
 		var asked string
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			asked = r.Header.Get("X-Amz-Checksum-Mode")
-			answer(200, "", append(c.headers, "Content-Length: 1")...)(w, r)
+			sourcetest.Answer(200, "", append(c.headers, "Content-Length: 1")...)(w, r)
 		}))
 		m, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/x"))
 		srv.Close()
@@ -161,7 +161,7 @@ func TestChecksumsOfTheStore(t *testing.T) {
 		"of the parts":            {[]string{crc32, "X-Amz-Checksum-Type: COMPOSITE", `ETag: "e-2"`}, ""},
 		"no sense":                {[]string{"X-Amz-Checksum-Crc64nvme: x", `ETag: "e"`}, ""},
 	} {
-		srv := httptest.NewServer(answer(200, "", append(c.headers, "Content-Length: 9")...))
+		srv := httptest.NewServer(sourcetest.Answer(200, "", append(c.headers, "Content-Length: 9")...))
 		m, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/x"))
 		srv.Close()
 		require.NoError(t, err, name)
@@ -179,13 +179,13 @@ func TestAVersionIsReadWhereThatIsAllowed(t *testing.T) {
 		asked = append(asked, r.Method+" "+r.URL.Path+" "+version)
 		switch {
 		case r.Method == http.MethodHead:
-			answer(200, "", "Content-Length: 10", `ETag: "e1"`, "X-Amz-Version-Id: v1")(w, r)
+			sourcetest.Answer(200, "", "Content-Length: 10", `ETag: "e1"`, "X-Amz-Version-Id: v1")(w, r)
 		case version == "v1" && denied:
 			refuse(403, "AccessDenied")(w, r)
 		case version == "gone":
 			refuse(404, "NoSuchVersion")(w, r)
 		default:
-			answer(206, content[2:5], "Content-Range: bytes 2-4/10", `ETag: "e1"`)(w, r)
+			sourcetest.Answer(206, content[2:5], "Content-Range: bytes 2-4/10", `ETag: "e1"`)(w, r)
 		}
 	}))
 	defer srv.Close()

@@ -1,0 +1,113 @@
+package sourcetest
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// Answer is one with the given headers, each "Name: value".
+func Answer(status int, body string, headers ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for _, h := range headers {
+			k, v, _ := strings.Cut(h, ": ")
+			w.Header().Set(k, v)
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// Fails holds err to what a person is to see of a lie, and of a secret in an address or of a terminal's language to
+// nothing. What is throttled asks for seven seconds.
+func Fails(t *testing.T, err error, reason string, final bool, text string) {
+	t.Helper()
+	require.Equal(t, reason, model.ReasonOf(err), "%v", err)
+	require.Equal(t, final, model.IsFinal(err), "%v", err)
+	require.ErrorContains(t, err, text)
+	require.NotContains(t, strings.ToUpper(err.Error()), "SECRET")
+	require.NotContains(t, err.Error(), "\x1b")
+	if reason == "Throttled" {
+		require.Equal(t, 7*time.Second, model.RetryAfter(err))
+	}
+}
+
+// Secret is a file with content.
+func Secret(t *testing.T, content string) string {
+	name := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
+	return name
+}
+
+// Read is all of a range, or why not.
+func Read(t *testing.T, s Source, ref model.Ref, f model.File, offset, length int64) ([]byte, error) {
+	return readAll(t.Context(), s, ref, f, offset, length)
+}
+
+// Standin is a server, or several, that stand in for an origin. They note what they are asked.
+type Standin struct {
+	// Lie answers a request in their place where it returns true. It is set while nobody asks.
+	Lie func(w http.ResponseWriter, r *http.Request) bool
+
+	mu    sync.Mutex
+	asked []Asked
+}
+
+// Asked is a request.
+type Asked struct {
+	Host, Path string
+	Header     http.Header
+}
+
+// Serve starts one of them. It is closed with the test.
+func (s *Standin) Serve(t *testing.T, serve http.HandlerFunc) *httptest.Server {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.asked = append(s.asked, Asked{r.Host, r.URL.Path, r.Header.Clone()})
+		lie := s.Lie
+		s.mu.Unlock()
+		if lie == nil || !lie(w, r) {
+			serve(w, r)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+// Asked is what they were asked.
+func (s *Standin) Asked() []Asked {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Asked(nil), s.asked...)
+}
+
+// Count is how many requests went to a server's paths that contain part.
+func (s *Standin) Count(server *httptest.Server, part string) (n int) {
+	for _, a := range s.Asked() {
+		if a.Host == server.Listener.Addr().String() && strings.Contains(a.Path, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// Lie is an Answer to paths that contain part.
+func Lie(part string, status int, body string, headers ...string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, part) {
+			return false
+		}
+		Answer(status, body, headers...)(w, r)
+		return true
+	}
+}
