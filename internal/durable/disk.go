@@ -168,6 +168,14 @@ func (d Disk) Link(from, to string) error {
 	return os.Link(from, to)
 }
 
+// Symlink makes path lead to target, not yet durable: see SyncDir.
+func (d Disk) Symlink(target, path string) error {
+	if err := d.step("symlink", path); err != nil {
+		return err
+	}
+	return os.Symlink(target, path)
+}
+
 // MkdirAll is os.MkdirAll.
 func (d Disk) MkdirAll(path string, perm os.FileMode) error {
 	if err := d.step("mkdir", path); err != nil {
