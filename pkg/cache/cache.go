@@ -33,6 +33,8 @@ type Cache struct {
 	streams   *streams
 	pace      *pace
 	fetched   atomic.Int64 // bytes from origins
+	// elsewhere, where set, reports whether a model, of which nothing is here, goes to another disk. Set before Run.
+	elsewhere func(name string, files []model.File, refused bool) bool
 
 	// admit is held while room is sought and made: one at a time, so that nobody counts the same room twice.
 	admit sync.Mutex

@@ -22,6 +22,7 @@ type Config struct {
 	Limit     int64
 	Streams   int // concurrent reads from origins at most, all models together; 0 means 32
 	Bandwidth Bandwidth
+	Line      *Line // shared with other caches, in the place of Streams and Bandwidth; nil: one of its own
 	RangeSize int64 // bytes per read of a large file; 0 means 16 MiB
 	// Unlabelled, if set, returns once nothing sends pods to this node for the named model any more. It
 	// is called before a visible model goes away, when the inventory says Removing.
@@ -39,6 +40,9 @@ type Config struct {
 	// Thresholds, if set, says what others want to be free of the filesystem: it is asked each time that room is
 	// sought, and must not block.
 	Thresholds func() []Threshold
+	// Apart are roots of other caches: Open refuses a root on the filesystem of one of them, which is what there is where
+	// a disk is not mounted.
+	Apart []string
 	// Existing has Open refuse a root in which there is no cache, as the folder is below which one was mounted.
 	Existing bool
 
@@ -84,6 +88,9 @@ func (cfg *Config) check() error {
 	if cfg.RangeSize == 0 {
 		cfg.RangeSize = defaultRangeSize
 	}
+	if cfg.Line == nil {
+		cfg.Line = NewLine(cfg.Streams, cfg.Bandwidth)
+	}
 	if cfg.opens == nil {
 		cfg.opens = watchOpens
 	}
@@ -112,8 +119,8 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		cfg: cfg, disk: cfg.disk, at: l, sources: sources, log: cfg.Log, lock: lock,
 		wake:     make(chan struct{}, 1),
 		asked:    time.Now().UnixMicro(), // beyond the numbers of an earlier life
-		streams:  newStreams(cfg.Streams),
-		pace:     &pace{plan: cfg.Bandwidth},
+		streams:  cfg.Line.streams,
+		pace:     cfg.Line.pace,
 		models:   map[string]*entry{},
 		blobs:    map[model.Digest]int64{},
 		failures: map[string]int64{},
@@ -132,6 +139,12 @@ func (cfg *Config) take(l layout) (*os.File, error) {
 	}
 	if cfg.Existing && !exists(l.lock()) {
 		return nil, fmt.Errorf("cache root %s: the cache that was here is not: mount its disk back, or restart the agent for a new one", cfg.Root)
+	}
+	for _, other := range cfg.Apart {
+		// One that is gone is on no filesystem.
+		if same, err := durable.SameFilesystem(nearest(cfg.Root), nearest(other)); err == nil && same {
+			return nil, fmt.Errorf("cache root %s is on the filesystem of cache root %s: mount its own disk there, or take it out of cache.disks", cfg.Root, other)
+		}
 	}
 	if err := cfg.disk.MkdirAll(l.store(), 0o755); err != nil {
 		return nil, unusable(err)
@@ -157,6 +170,14 @@ func (cfg *Config) take(l layout) (*os.File, error) {
 		}
 	}
 	return lock, nil
+}
+
+// nearest is path, or the folder that is there in which it will be made.
+func nearest(path string) string {
+	for !exists(path) && path != filepath.Dir(path) {
+		path = filepath.Dir(path)
+	}
+	return path
 }
 
 func (c *Cache) open() error {
@@ -224,6 +245,7 @@ func (l layout) states() string    { return l.join("store", "state") }
 func (l layout) revisions() string { return l.join("store", "revisions") }
 func (l layout) byName() string    { return l.join("models", "by-name") }
 func (l layout) hub() string       { return l.join("models", "hub") }
+func (l layout) disks() string     { return l.join("models", "disks") }
 
 func (l layout) dirs() []string {
 	return []string{l.byName(), l.hub(), l.blobs(), l.partials(), l.manifests(), l.states(), l.revisions()}

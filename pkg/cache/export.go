@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -19,14 +20,27 @@ import (
 // its way, and what is exported is not evicted meanwhile. An error before the first byte was written is about the names.
 // What was written up to an error is no bundle.
 func (c *Cache) Export(ctx context.Context, names []string, w io.Writer) error {
-	models, release, err := c.hand(names)
-	if err != nil {
-		return err
+	return export(ctx, []*Cache{c}, map[*Cache][]string{c: names}, w)
+}
+
+// export is Export, of the models that each of the caches has.
+func export(ctx context.Context, caches []*Cache, names map[*Cache][]string, w io.Writer) error {
+	var models []bundled
+	for _, c := range caches {
+		part, release, err := c.hand(names[c])
+		if err != nil {
+			return err
+		}
+		defer release()
+		models = append(models, part...)
 	}
-	defer release()
 	out := bundleWriter{tar.NewWriter(w)}
 	return out.write(models, func(f model.File) (io.ReadCloser, error) {
-		file, err := os.Open(c.at.blob(f.Digest))
+		var file *os.File
+		err := os.ErrNotExist
+		for i := 0; i < len(caches) && errors.Is(err, os.ErrNotExist); i++ {
+			file, err = os.Open(caches[i].at.blob(f.Digest))
+		}
 		if err != nil {
 			return nil, err
 		}

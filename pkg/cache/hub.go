@@ -155,7 +155,7 @@ func (c *Cache) showRepository(name string, records, before []*record) error {
 		return nil
 	}
 	shown := func(r *record) bool { return r.Hub.Repo == name && c.shows(c.at.snapshot(r), r) }
-	if exists(dir) && !slices.ContainsFunc(slices.Concat(records, before), shown) && !c.linked(filepath.Join(dir, "snapshots")) {
+	if exists(dir) && !isLink(dir) && !slices.ContainsFunc(slices.Concat(records, before), shown) && !c.linked(filepath.Join(dir, "snapshots")) {
 		if len(records) == 0 {
 			return nil
 		}
@@ -163,6 +163,9 @@ func (c *Cache) showRepository(name string, records, before []*record) error {
 			"%s is there already and not of this cache: move it away", dir)}
 	}
 	if len(records) == 0 {
+		if isLink(dir) {
+			return nil // another disk's
+		}
 		return c.hide(dir)
 	}
 	aside, err := c.at.scratch(dir)
@@ -193,6 +196,7 @@ func (c *Cache) scanHub() error {
 		dir := filepath.Join(c.at.hub(), e.Name())
 		ours := c.linked(filepath.Join(dir, "snapshots"))
 		switch {
+		case isLink(dir):
 		case isScratch(e.Name()):
 			err = c.disk.RemoveTree(dir)
 		case ours && wanted[dir] == "":

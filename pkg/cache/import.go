@@ -16,6 +16,11 @@ import (
 //
 // Reads of r end when interrupt is called, which Import does when ctx is done or a model is wanted otherwise meanwhile.
 func (c *Cache) Import(ctx context.Context, r io.Reader, interrupt func(), done func(model.Status)) error {
+	return importInto(ctx, r, interrupt, func(bundled) (*Cache, error) { return c, nil }, done)
+}
+
+// importInto is Import, with each model into the cache that where names.
+func importInto(ctx context.Context, r io.Reader, interrupt func(), where func(bundled) (*Cache, error), done func(model.Status)) error {
 	stop := context.AfterFunc(ctx, interrupt)
 	defer stop()
 	in := newBundleReader(r)
@@ -24,6 +29,10 @@ func (c *Cache) Import(ctx context.Context, r io.Reader, interrupt func(), done 
 		return because(ctx, err)
 	}
 	for _, b := range models {
+		c, err := where(b)
+		if err != nil {
+			return err
+		}
 		e, work, ref, err := c.seize(ctx, b)
 		if err != nil {
 			return err

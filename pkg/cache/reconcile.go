@@ -224,11 +224,17 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	if stay, err := c.stays(e, m); stay || err != nil {
 		return err
 	}
-	j, err := c.prepare(e, ref, m)
-	if err != nil || j == nil {
-		return err
+	if c.goes(e, m.Files, false) {
+		return ctx.Err()
 	}
-	if err := c.reserve(ctx, e, j); err != nil {
+	j, err := c.prepare(e, ref, m)
+	if err == nil && j != nil {
+		err = c.reserve(ctx, e, j)
+	}
+	if model.ReasonOf(err) == "NoSpace" && c.goes(e, m.Files, true) {
+		return ctx.Err()
+	}
+	if err != nil || j == nil {
 		return err
 	}
 	c.mu.Lock()

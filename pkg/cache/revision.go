@@ -23,7 +23,7 @@ func (c *Cache) showRevision(r *record) error {
 	if c.matches(dir, r.Files, nil) {
 		return nil
 	}
-	if exists(dir) && !c.ours(filepath.Base(dir)) {
+	if exists(dir) && !isLink(dir) && !c.ours(filepath.Base(dir)) {
 		return &model.Error{Reason: "Foreign", Final: true, Text: fmt.Sprintf(
 			"%s is there already and not of this cache: move it away, or give the model another name", dir)}
 	}

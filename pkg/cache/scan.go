@@ -125,7 +125,7 @@ func (c *Cache) scanVisible() error {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
-		case c.current(name):
+		case c.current(name), isLink(c.at.visible(name)):
 		case isScratch(name):
 			err = c.disk.RemoveTree(filepath.Join(c.at.byName(), name))
 		case c.ours(name):
@@ -216,7 +216,7 @@ func weigh(path string) (sum int64) {
 // inTheWay refuses to put a model where somebody else has something.
 func (c *Cache) inTheWay(e *entry) error {
 	path := c.at.visible(e.name)
-	if e.visible != nil || !exists(path) || c.ours(e.name) { // only the worker on e makes it visible
+	if e.visible != nil || !exists(path) || isLink(path) || c.ours(e.name) { // only the worker on e makes it visible
 		return nil
 	}
 	return &model.Error{Reason: "Foreign", Final: true, Text: fmt.Sprintf(

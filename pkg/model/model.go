@@ -243,6 +243,7 @@ type Status struct {
 	Message  string    `json:"message,omitempty"` // for people, without secrets
 	Revision string    `json:"revision,omitempty"`
 	Path     string    `json:"path,omitempty"` // of the visible directory, only when Ready
+	Disk     string    `json:"disk,omitempty"` // of cache.disks, or root; "" where there is one
 	Size     int64     `json:"size"`           // bytes, 0 until resolved
 	Done     int64     `json:"done"`           // bytes on disk
 	Files    int       `json:"files"`
@@ -339,6 +340,9 @@ type Inventory struct {
 	Used     int64     `json:"used"`     // bytes on disk, partial files included
 	Reserved int64     `json:"reserved"` // bytes promised to downloads and not yet written
 
+	// Disks are those that it is on, the root first, where there are several; then Limit, Used and Reserved are of all.
+	Disks []Disk `json:"disks,omitempty"`
+
 	Problems []Problem `json:"problems,omitempty"` // of the cache as a whole; sorted by reason
 	Refused  []string  `json:"refused,omitempty"`  // what pods ask for and do not get, and why, for people; sorted
 
@@ -347,6 +351,17 @@ type Inventory struct {
 	Evicted  int64            `json:"evicted"`            // models
 	Failures map[string]int64 `json:"failures,omitempty"` // by Reason
 	Scrub    Scrub            `json:"scrub"`
+}
+
+// Disk is a part of the cache that stands for itself.
+type Disk struct {
+	Name     string `json:"name"` // root is that of cache.root
+	Root     string `json:"root"`
+	Error    string `json:"error,omitempty"` // why it is not open; then there are no sizes
+	Limit    int64  `json:"limit,omitempty"` // bytes, as of an Inventory
+	Used     int64  `json:"used,omitempty"`
+	Reserved int64  `json:"reserved,omitempty"`
+	Scrub    Scrub  `json:"scrub,omitzero"`
 }
 
 // Scrub is the reading again of all content, to find what the disk has lost.
