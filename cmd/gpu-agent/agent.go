@@ -40,20 +40,16 @@ type agent struct {
 	choice    watch.Value[string]          // of NVIDIA's files, by the node's label; "" is none
 	elsewhere watch.Value[string]          // why somebody else offers the GPUs; "" is that nobody does
 
-	cache     atomic.Pointer[cache.Cache]    // nil: off, or not open yet
-	cacheAt   string                         // the root that was opened; used by runCache alone
-	cacheHeld time.Time                      // since when another agent holds it; used by runCache alone
-	inventory watch.Value[*model.Inventory]  // nil: the cache is not open
-	promised  watch.Value[*model.Inventory]  // what labels may promise; nil: not known yet
-	applied   watch.Value[map[string]string] // labels as last applied; nil before
-	group     *supervise.Group               // set by run, before there is a part
+	caches  *cache.Set                     // of all disks; of none where the cache is off
+	applied watch.Value[map[string]string] // labels as last applied; nil before
+	group   *supervise.Group               // set by run, before there is a part
 
 	nodeLabels watch.Value[map[string]string] // the Node's; nil before they are read, and where no model selects by them
 
 	mu        sync.Mutex
-	models    []model.Spec // of the configuration in force, as they fit this node
-	needs     need         // what pods need
-	configErr error        // of the newest file, when it is not in force
+	models    []model.Spec        // of the configuration in force, as they fit this node
+	configErr error               // of the newest file, when it is not in force
+	opened    map[string]*opening // by disk
 }
 
 // now is the parts in force.
@@ -75,7 +71,9 @@ func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 }
 
 func newAgent(c config.Config, file string, log *logging) (*agent, error) {
-	a := &agent{file: file, started: time.Now(), logging: log, log: slog.New(log), unfitRetry: time.Minute, needs: need{unknown: "the pods of this node have not been listed yet"}}
+	a := &agent{file: file, started: time.Now(), logging: log, log: slog.New(log), unfitRetry: time.Minute, opened: map[string]*opening{}}
+	a.caches = cache.NewSet(a.log.With("part", "cache"))
+	need{unknown: "the pods of this node have not been listed yet"}.tell(a.caches)
 	w, err := a.wire(c)
 	if err != nil {
 		return nil, err
@@ -87,7 +85,9 @@ func newAgent(c config.Config, file string, log *logging) (*agent, error) {
 	if w.dra != nil {
 		a.elsewhere.Set(kube.AskingDRA)
 	}
+	a.span(c.Cache)
 	a.models = a.fitted(c)
+	a.caches.Want(a.models)
 	a.policy.Set(policy)
 	a.wired.Store(w)
 	return a, nil
@@ -104,9 +104,7 @@ func (a *agent) want(models []model.Spec) {
 		return
 	}
 	a.models = models
-	if opened := a.cache.Load(); opened != nil {
-		opened.Want(a.models)
-	}
+	a.caches.Want(models)
 	a.log.Info("the models that this node should hold have changed", "count", len(a.models))
 }
 
@@ -175,9 +173,6 @@ func (a *agent) state() *state {
 		Allocation: now.config.Allocation,
 		Snapshot:   snapshot, Offers: a.offers(snapshot), Problems: a.policy.Get().Problems(snapshot), Cache: a.cached(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
-	}
-	if opened := a.cache.Load(); opened != nil {
-		s.Cache = opened.Get() // a caller who just asked for a model must find it: the relay may be a moment late
 	}
 	if s.Cache != nil {
 		for _, p := range s.Cache.Problems {

@@ -32,33 +32,33 @@ func (a *agent) api() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.state()) })
 	a.deviceAPI(mux)
-	mux.HandleFunc("POST /models/pull", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("POST /models/pull", a.model(func(ctx context.Context, c *cache.Set, r *http.Request) (any, error) {
 		var in pullRequest
 		if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 1<<20)).Decode(&in); err != nil {
 			return nil, err
 		}
 		return pull(ctx, c, in)
 	}))
-	mux.HandleFunc("GET /models/{name}/explain", a.model(func(_ context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("GET /models/{name}/explain", a.model(func(_ context.Context, c *cache.Set, r *http.Request) (any, error) {
 		return c.Explain(r.PathValue("name"))
 	}))
-	mux.HandleFunc("DELETE /models/{name}", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("DELETE /models/{name}", a.model(func(ctx context.Context, c *cache.Set, r *http.Request) (any, error) {
 		force, err := strconv.ParseBool(cmp.Or(r.URL.Query().Get("force"), "false"))
 		if err != nil {
 			return nil, fmt.Errorf("force: %w", err)
 		}
 		return nil, c.Remove(ctx, r.PathValue("name"), force)
 	}))
-	mux.HandleFunc("POST /models/{name}/pin", a.model(func(_ context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("POST /models/{name}/pin", a.model(func(_ context.Context, c *cache.Set, r *http.Request) (any, error) {
 		return nil, c.Pin(r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /models/{name}/unpin", a.model(func(_ context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("POST /models/{name}/unpin", a.model(func(_ context.Context, c *cache.Set, r *http.Request) (any, error) {
 		return nil, c.Unpin(r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /models/{name}/rollback", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("POST /models/{name}/rollback", a.model(func(ctx context.Context, c *cache.Set, r *http.Request) (any, error) {
 		return c.Rollback(ctx, r.PathValue("name"), r.URL.Query().Get("revision"))
 	}))
-	mux.HandleFunc("POST /models/{name}/verify", a.model(func(ctx context.Context, c *cache.Cache, r *http.Request) (any, error) {
+	mux.HandleFunc("POST /models/{name}/verify", a.model(func(ctx context.Context, c *cache.Set, r *http.Request) (any, error) {
 		name := r.PathValue("name")
 		damaged, err := c.Verify(ctx, name)
 		if err == nil && len(damaged) > 0 {
@@ -70,14 +70,13 @@ func (a *agent) api() http.Handler {
 	return mux
 }
 
-func (a *agent) model(do func(context.Context, *cache.Cache, *http.Request) (any, error)) http.HandlerFunc {
+func (a *agent) model(do func(context.Context, *cache.Set, *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		c := a.cache.Load()
-		if c == nil {
+		if !a.caches.Open() {
 			http.Error(w, a.noCache(), http.StatusServiceUnavailable)
 			return
 		}
-		out, err := do(r.Context(), c, r)
+		out, err := do(r.Context(), a.caches, r)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return
@@ -99,7 +98,7 @@ func (a *agent) noCache() string {
 // cached is the newest inventory. While the cache is not open it names what the configuration asks for,
 // each with what keeps the cache; nil where it is off.
 func (a *agent) cached() *model.Inventory {
-	if inv := a.inventory.Get(); inv != nil || !a.now().config.Cache.Enabled {
+	if inv := a.caches.Get(); inv != nil || !a.now().config.Cache.Enabled {
 		return inv
 	}
 	inv := &model.Inventory{Time: time.Now(), Root: a.now().config.Cache.Root, Limit: int64(a.now().config.Cache.Limit), Models: []model.Status{}}
@@ -114,7 +113,7 @@ func (a *agent) cached() *model.Inventory {
 }
 
 // pull asks the cache for a model.
-func pull(ctx context.Context, c *cache.Cache, in pullRequest) (pullAnswer, error) {
+func pull(ctx context.Context, c *cache.Set, in pullRequest) (pullAnswer, error) {
 	spec := model.Spec{Name: in.Name, Pinned: in.Pinned}
 	if in.Source != "" {
 		var err error

@@ -56,8 +56,8 @@ func (w *begun) Write(p []byte) (int, error) {
 }
 
 func (a *agent) export(w http.ResponseWriter, r *http.Request) {
-	c := a.cache.Load()
-	if c == nil {
+	c := a.caches
+	if !c.Open() {
 		http.Error(w, a.noCache(), http.StatusServiceUnavailable)
 		return
 	}
@@ -78,8 +78,8 @@ func (a *agent) export(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *agent) bringIn(w http.ResponseWriter, r *http.Request) {
-	c := a.cache.Load()
-	if c == nil {
+	c := a.caches
+	if !c.Open() {
 		http.Error(w, a.noCache(), http.StatusServiceUnavailable)
 		return
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/labels"
-	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 const (
@@ -20,50 +19,35 @@ const (
 	handoverPoll = 500 * time.Millisecond
 )
 
-// runCache opens the cache and runs it. A root that cannot be opened is this task's failure alone.
-func (a *agent) runCache(ctx context.Context, c config.Cache, kubelet string, sources map[string]cache.Source) error {
-	opened, err := a.openCache(ctx, c, kubelet, sources)
+// span says on which disks the cache is.
+func (a *agent) span(c config.Cache) {
+	if !c.Enabled {
+		a.caches.Span(nil)
+		return
+	}
+	roots := []cache.Root{{Path: c.Root}}
+	for _, d := range c.Disks {
+		roots = append(roots, cache.Root{Name: d.Name, Path: d.Root})
+	}
+	a.caches.Span(roots)
+}
+
+// runCache opens the cache of a disk and runs it. A root that cannot be opened is this task's failure alone. apart are
+// the roots before it.
+func (a *agent) runCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) error {
+	opened, err := a.openCache(ctx, disk, c, kubelet, o, apart)
 	if err != nil {
 		if ctx.Err() == nil {
-			a.promised.Set(&model.Inventory{}) // what cannot be opened is not promised
+			a.caches.Down(disk, err)
 		}
 		return err
 	}
 	defer func() {
-		a.cache.Store(nil)
-		a.inventory.Set(nil)
 		if err := opened.Close(); err != nil {
 			a.log.Error("close the cache", "error", err)
 		}
 	}()
-	a.mu.Lock()
-	opened.Want(a.models)
-	a.needs.tell(opened)
-	a.cache.Store(opened)
-	a.mu.Unlock()
-
-	relaying, stop := context.WithCancel(ctx)
-	relayed := make(chan struct{})
-	go func() {
-		defer close(relayed)
-		for {
-			inventory, changed := opened.Watch()
-			a.inventory.Set(inventory)
-			a.promised.Set(inventory)
-			select {
-			case <-relaying.Done():
-				return
-			case <-changed:
-			}
-		}
-	}()
-	err = opened.Run(relaying)
-	stop()
-	<-relayed
-	if ctx.Err() == nil {
-		a.promised.Set(&model.Inventory{})
-	}
-	return err
+	return a.caches.Run(ctx, disk, opened)
 }
 
 func bandwidth(b config.Bandwidth) cache.Bandwidth {
@@ -75,32 +59,53 @@ func bandwidth(b config.Bandwidth) cache.Bandwidth {
 	return plan
 }
 
+// opening is what is remembered of a disk from one try to open its cache to the next, by runCache alone.
+type opening struct {
+	root string    // that was opened
+	held time.Time // since when another agent holds it
+}
+
+func (a *agent) opening(disk string) *opening {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.opened[disk] == nil {
+		a.opened[disk] = &opening{}
+	}
+	return a.opened[disk]
+}
+
 // openCache waits for an agent that holds the cache and is about to go.
-func (a *agent) openCache(ctx context.Context, c config.Cache, kubelet string, sources map[string]cache.Source) (*cache.Cache, error) {
+func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) (*cache.Cache, error) {
+	was := a.opening(disk)
 	for {
 		opened, err := cache.Open(cache.Config{
-			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
-			Bandwidth: bandwidth(c.Bandwidth),
-			Scrub:     cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
-			KeepFree:  int64(c.KeepFree.Bytes), KeepFreePercent: c.KeepFree.Percent, Existing: a.cacheAt == c.Root,
+			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Line: o.line, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
+			Scrub:    cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
+			KeepFree: int64(c.KeepFree.Bytes), KeepFreePercent: c.KeepFree.Percent, Apart: apart, Existing: was.root == c.Root,
 			Thresholds: func() []cache.Threshold { of, _ := thresholds(c, kubelet); return of }, // said below
-			Unlabelled: a.unlabelled, Log: a.log.With("part", "cache"),
-		}, sources)
+			Unlabelled: func(ctx context.Context, name string) error {
+				if a.caches.Elsewhere(disk, name) {
+					return nil
+				}
+				return a.unlabelled(ctx, name)
+			},
+			Log: a.log.With("part", diskPart(disk)),
+		}, o.sources)
 		if !errors.Is(err, durable.ErrLocked) {
-			a.cacheHeld = time.Time{}
+			was.held = time.Time{}
 			if err == nil {
-				a.cacheAt = c.Root
+				was.root = c.Root
 				if _, err := thresholds(c, kubelet); err != nil {
 					a.log.Info("the kubelet's eviction thresholds are not known, its defaults are kept to: see cache.kubeletConfig", "error", err)
 				}
 			}
 			return opened, err
 		}
-		if a.cacheHeld.IsZero() {
+		if was.held.IsZero() {
 			a.log.Info("the cache is held by another agent: waiting until it goes", "root", c.Root)
-			a.cacheHeld = time.Now()
+			was.held = time.Now()
 		}
-		if time.Since(a.cacheHeld) >= handover {
+		if time.Since(was.held) >= handover {
 			return nil, err
 		}
 		select {

@@ -46,16 +46,20 @@ func (a *agent) addDemand(w, before *wiring) (err error) {
 	type judged struct {
 		models []config.Model
 		demand config.Demand
-		root   string
+		roots  []string
 		node   any
 	}
 	w.task(before, part{"needs", c.Cache.Enabled, judged{c.Cache.Models, c.Cache.Demand, hostModels(c), w.made["node"]}}, func(ctx context.Context) error { return a.runNeeds(ctx, w) })
 	return nil
 }
 
-// hostModels is where the host has the cache's models.
-func hostModels(c config.Config) string {
-	return path.Join(cmp.Or(c.DevicePlugin.InjectModelsMount.HostRoot, c.Cache.Root), "models")
+// hostModels is where the host has the cache's models, of each disk once or twice.
+func hostModels(c config.Config) []string {
+	all := []string{path.Join(cmp.Or(c.DevicePlugin.InjectModelsMount.HostRoot, c.Cache.Root), "models")}
+	for _, d := range c.Cache.Disks {
+		all = append(all, path.Join(d.Root, "models"), path.Join(all[0], "disks", d.Name))
+	}
+	return all
 }
 
 // runNeeds tells the cache what it should hold and what pods use, as the GPUs, the Node's labels and the pods change.
@@ -83,7 +87,7 @@ func (a *agent) runNeeds(ctx context.Context, w *wiring) error {
 			list, seen = w.seen.Watch()
 			told = a.needOf(c, list, said)
 		}
-		a.need(told)
+		told.tell(a.caches)
 		var tick <-chan time.Time
 		if selects {
 			tick = time.After(time.Until(next))
@@ -109,7 +113,7 @@ func (a *agent) needOf(c config.Config, list kube.PodList, said map[string]bool)
 	}
 	n := need{unseen: list.Problem}
 	for _, p := range list.Pods {
-		uses, problems := usesOf(p, c.Cache.Demand, hostModels(c))
+		uses, problems := usesOf(p, c.Cache.Demand, hostModels(c)...)
 		n.uses = append(n.uses, uses...)
 		for _, err := range problems {
 			if line := p.UID + err.Error(); !said[line] {
@@ -122,7 +126,7 @@ func (a *agent) needOf(c config.Config, list kube.PodList, said map[string]bool)
 }
 
 // usesOf is what a pod asks for in its annotation and mounts by its volumes.
-func usesOf(p kube.Pod, d config.Demand, models string) (uses []model.Use, problems []error) {
+func usesOf(p kube.Pod, d config.Demand, models ...string) (uses []model.Use, problems []error) {
 	needs, problems := model.ParseNeeds(p.Models)
 	for _, n := range needs {
 		if n.Source != (model.Ref{}) && (!d.References || !n.Source.Under(d.Prefixes)) {
@@ -132,9 +136,11 @@ func usesOf(p kube.Pod, d config.Demand, models string) (uses []model.Use, probl
 		uses = append(uses, model.Use{Model: n.Name, Revision: n.Revision, Since: p.Created, By: p.String(), Pull: true, Source: n.Source})
 	}
 	for _, at := range p.HostPaths {
-		if use, ok := useOf(strings.TrimPrefix(path.Clean(at), models+"/")); ok {
-			use.Since, use.By = p.Created, p.String()
-			uses = append(uses, use)
+		for _, folder := range models {
+			if use, ok := useOf(strings.TrimPrefix(path.Clean(at), folder+"/")); ok {
+				use.Since, use.By = p.Created, p.String()
+				uses = append(uses, use)
+			}
 		}
 	}
 	return uses, problems
@@ -157,17 +163,8 @@ func useOf(folder string) (use model.Use, ok bool) {
 	return use, false
 }
 
-// need tells the cache what pods need, now and when it opens.
-func (a *agent) need(n need) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.needs = n
-	if opened := a.cache.Load(); opened != nil {
-		n.tell(opened)
-	}
-}
-
-func (n need) tell(c *cache.Cache) {
+// tell has the cache know what pods need, now and when a disk opens.
+func (n need) tell(c *cache.Set) {
 	switch {
 	case n.off:
 		c.InUse(nil)

@@ -44,6 +44,15 @@ func TestWhatAPodNeedsIsInItsAnnotationAndItsVolumes(t *testing.T) {
 	require.ErrorContains(t, problems[1], "hf://other/y: not among")
 }
 
+func TestAMountOfAModelOnAFurtherDiskIsUseOfIt(t *testing.T) {
+	c := config.Config{Cache: config.Cache{Root: "/cache", Disks: []config.Disk{{Name: "b", Root: "/cache/disks/b"}}}}
+	pod := kube.Pod{Namespace: "ns", Name: "p", HostPaths: []string{
+		"/cache/models/by-name/a", "/cache/disks/b/models/by-name/b", "/cache/models/disks/b/by-name/c@r1", "/cache/models/disks/b", "/cache/disks/b/store/by-name/x"}}
+	uses, problems := usesOf(pod, config.Demand{}, hostModels(c)...)
+	require.Empty(t, problems)
+	require.Equal(t, []model.Use{{Model: "a", By: "ns/p"}, {Model: "b", By: "ns/p"}, {Model: "c", Revision: "r1", By: "ns/p"}}, uses)
+}
+
 func TestWhatPodsAskForInVainIsShown(t *testing.T) {
 	const refused = "pod ns/p asks for model x: nobody knows it"
 	s := &state{Snapshot: &gpu.Snapshot{}, Cache: &model.Inventory{Refused: []string{refused}}}

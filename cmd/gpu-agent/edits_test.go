@@ -170,10 +170,10 @@ func TestAnEditTouchesThePartsWhoseConfigurationDiffersAndNoOther(t *testing.T) 
 		tookOver(t, "parts=[labels]")
 	})
 	e.rewrite(t, map[string]string{"cache": "{root: $DIR/cache, limit: 2Gi, streams: 7}"}, func(t require.TestingT) {
-		inventory := e.inventory.Get()
+		inventory := e.caches.Get()
 		require.NotNil(t, inventory)
 		require.Equal(t, int64(2<<30), inventory.Limit)
-		tookOver(t, "parts=[cache]")
+		tookOver(t, "parts=\"[cache origins]\"")
 	})
 	e.rewrite(t, map[string]string{"podResources": "{enabled: true, socket: $DIR/pods.sock}"}, func(t require.TestingT) {
 		require.Contains(t, e.get(t, address, "/readyz"), "[-] pods: ")

@@ -67,6 +67,7 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	}
 	line("SOURCE", x.Source)
 	line("REVISION", x.Revision)
+	line("DISK", x.Disk)
 	line("PATH", x.Path)
 	if x.Size > 0 {
 		line("SIZE", fmt.Sprintf("%s in %d files, %s here", formatBytes(x.Size), x.Files, formatBytes(x.Done)))

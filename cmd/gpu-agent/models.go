@@ -59,16 +59,21 @@ func modelsLs() *cobra.Command {
 
 func printModels(out io.Writer, inv *model.Inventory) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSTATE\tSIZE\tREVISION\tPINNED\tLAST USE\tSOURCE\tNOTE")
+	disk := func(string) string { return "" }
+	if len(inv.Disks) > 0 {
+		disk = func(name string) string { return name + "\t" }
+	}
+	fmt.Fprintln(w, "NAME\tSTATE\tSIZE\tREVISION\tPINNED\tLAST USE\t"+disk("DISK")+"SOURCE\tNOTE")
 	for _, m := range inv.Models {
 		pinned := ""
 		if m.Pinned {
 			pinned = "yes"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), pinned, lastUsed(m.LastUse), m.Source, note(m))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), pinned,
+			lastUsed(m.LastUse), disk(m.Disk), m.Source, note(m))
 		for _, r := range m.Old {
-			fmt.Fprintf(w, "%s\tOld\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Name+"@"+short(r.Revision), formatBytes(r.Size), short(r.Revision),
-				map[bool]string{true: "yes"}[r.Pinned], lastUsed(r.LastUse), m.Source, oldNote(r))
+			fmt.Fprintf(w, "%s\tOld\t%s\t%s\t%s\t%s\t%s%s\t%s\n", m.Name+"@"+short(r.Revision), formatBytes(r.Size), short(r.Revision),
+				map[bool]string{true: "yes"}[r.Pinned], lastUsed(r.LastUse), disk(m.Disk), m.Source, oldNote(r))
 		}
 	}
 	for i, refused := range inv.Refused {
@@ -279,6 +284,7 @@ func modelsWait() *cobra.Command {
 func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log io.Writer) error {
 	var patience, tick <-chan time.Time
 	var changed chan fsnotify.Event
+	said := ""
 	for first := true; ; first = false {
 		info, err := os.Stat(dir)
 		switch {
@@ -289,6 +295,7 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 		}
 		if first { // and look once more, at what came before the watch
 			fmt.Fprintf(log, "waiting for %s\n", dir)
+			said = dir + " is not there"
 			if timeout > 0 {
 				patience = time.After(timeout)
 			}
@@ -302,13 +309,25 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 			}
 			continue
 		}
+		if why := missing(dir); why != said {
+			said = why
+			fmt.Fprintln(log, why)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-patience:
-			return fmt.Errorf("%w after %s: %s is not there: see gpu-agent models ls on this node's agent", errTimeout, timeout, dir)
+			return fmt.Errorf("%w after %s: %s: see gpu-agent models ls on this node's agent", errTimeout, timeout, said)
 		case <-changed:
 		case <-tick:
 		}
 	}
+}
+
+// missing says why dir is not there.
+func missing(dir string) string {
+	if to, err := os.Readlink(dir); err == nil {
+		return dir + " is on another disk, at " + filepath.Join(filepath.Dir(dir), to) + ", and that is not mounted here, or gone"
+	}
+	return dir + " is not there"
 }

@@ -167,6 +167,9 @@ func (p *page) models(s *state) {
 	}
 	p.add("<h2>Models</h2>\n<p>" + text("%s used and %s reserved of %s, in ",
 		formatBytes(c.Used), formatBytes(c.Reserved), formatBytes(c.Limit)) + code(c.Root) + "</p>\n")
+	for _, d := range c.Disks {
+		p.add("<p>" + text("Disk %s: %s", d.Name, ofDisk(d)) + "</p>\n")
+	}
 	for _, refused := range c.Refused {
 		p.note(text("%s", refused))
 	}

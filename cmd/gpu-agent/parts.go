@@ -38,7 +38,7 @@ type wiring struct {
 	node    *kube.Node           // nil: labels do not go to the API server
 	sink    labels.Sink          // nil: off
 	metrics http.Handler
-	sources map[string]cache.Source // nil: the cache is off
+	origins origins // none: the cache is off
 	tasks   []task
 }
 
@@ -162,6 +162,7 @@ func (a *agent) edit(c config.Config) error {
 	if w.dra == nil {
 		a.elsewhere.Set("") // nobody is asked
 	}
+	a.span(c.Cache)
 	a.want(a.fitted(c))
 	if a.group != nil {
 		a.start(before)
@@ -291,17 +292,47 @@ func (a *agent) addPlugin(w, before *wiring) (err error) {
 	return err
 }
 
+// origins is what the caches of all disks read from, and the way there, which they share.
+type origins struct {
+	sources map[string]cache.Source
+	line    *cache.Line
+}
+
+// addCache adds the caches, a part for each disk: what ails one is its own.
 func (a *agent) addCache(w, before *wiring) (err error) {
 	c := w.config.Cache
 	c.Models, c.Demand = nil, config.Demand{} // an open cache takes these
-	kubelet := w.config.DevicePlugin.KubeletDir
-	p := part{"cache", c.Enabled, struct {
+	type of struct {
+		sources   config.Sources
+		streams   int
+		bandwidth config.Bandwidth
+	}
+	w.origins, err = again(w, before, part{"origins", c.Enabled, of{c.Sources, c.Streams, c.Bandwidth}}, before.origins, func() (origins, error) {
+		sources, err := buildSources(c)
+		return origins{sources, cache.NewLine(c.Streams, bandwidth(c.Bandwidth))}, err
+	})
+	type one struct {
 		cache   config.Cache
+		apart   []string
 		kubelet string
-	}{c, kubelet}}
-	w.sources, err = again(w, before, p, before.sources, func() (map[string]cache.Source, error) { return buildSources(c) })
-	w.task(before, p, func(ctx context.Context) error { return a.runCache(ctx, c, kubelet, w.sources) })
+	}
+	var apart []string
+	for _, d := range append([]config.Disk{{Root: c.Root, Limit: c.Limit}}, c.Disks...) {
+		on := one{c.Only(d), slices.Clone(apart), w.config.DevicePlugin.KubeletDir}
+		w.task(before, part{diskPart(d.Name), c.Enabled, on}, func(ctx context.Context) error {
+			return a.runCache(ctx, d.Name, on.cache, on.kubelet, w.origins, on.apart)
+		})
+		apart = append(apart, d.Root)
+	}
 	return err
+}
+
+// diskPart is the part that keeps the cache of a disk.
+func diskPart(name string) string {
+	if name == "" {
+		return "cache"
+	}
+	return "cache/" + name
 }
 
 func (a *agent) addLabels(w, before *wiring) error {
@@ -320,7 +351,7 @@ func (a *agent) addLabels(w, before *wiring) error {
 	w.task(before, part{"labels", w.sink != nil, of{c.Sink, c.File, w.made["node"], w.config.Cache.Enabled}}, func(ctx context.Context) error {
 		var inventories labels.Inventories
 		if w.config.Cache.Enabled {
-			inventories = &a.promised
+			inventories = a.caches.Promised()
 		}
 		return labels.Run(ctx, labels.Config{
 			Machine: labels.Machine(machineFile), Log: a.log.With("part", "labels"), Applied: a.applied.Set,
@@ -372,7 +403,7 @@ func (a *agent) shown(w *wiring) exporter.Sources {
 		s.Plugin = a.pluginStatus
 	}
 	if w.config.Cache.Enabled {
-		s.Inventory = a.inventory.Get
+		s.Inventory = a.caches.Get
 	}
 	return s
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 func statusCommand() *cobra.Command {
@@ -72,7 +73,10 @@ func (s *state) print(out io.Writer) error {
 		for _, m := range s.Cache.Models {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), m.Message)
 		}
-		fmt.Fprintf(w, "cache %s\t%s used, %s reserved, of %s\n", s.Cache.Root, formatBytes(s.Cache.Used), formatBytes(s.Cache.Reserved), formatBytes(s.Cache.Limit))
+		fmt.Fprintf(w, "cache %s\t%s\n", s.Cache.Root, taken(s.Cache.Used, s.Cache.Reserved, s.Cache.Limit))
+		for _, d := range s.Cache.Disks {
+			fmt.Fprintf(w, "disk %s\t%s\n", d.Name, ofDisk(d))
+		}
 		for _, refused := range s.Cache.Refused {
 			fmt.Fprintln(w, refused)
 		}
@@ -83,6 +87,18 @@ func (s *state) print(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%t\t%s\n", name, ready[name] == "", ready[name])
 	}
 	return w.Flush()
+}
+
+func taken(used, reserved, limit int64) string {
+	return formatBytes(used) + " used, " + formatBytes(reserved) + " reserved, of " + formatBytes(limit)
+}
+
+// ofDisk is how much of a disk is taken, or why it is not open.
+func ofDisk(d model.Disk) string {
+	if d.Error != "" {
+		return "not open: " + d.Error
+	}
+	return taken(d.Used, d.Reserved, d.Limit) + ", in " + d.Root
 }
 
 func (s *state) printDevice(w io.Writer, d *gpu.Device) {

@@ -191,6 +191,7 @@ type Cache struct {
 	Root     string `yaml:"root"`
 	Limit    Bytes  `yaml:"limit"` // 0: a share of the filesystem
 	KeepFree Share  `yaml:"keepFree"`
+	Disks    []Disk `yaml:"disks"` // beside that of the root
 	// Of the kubelet whose disk the cache shares; "": its thresholds do not count.
 	KubeletConfig    string `yaml:"kubeletConfig"`
 	KubeletConfigDir string `yaml:"kubeletConfigDir"` // of drop-ins; "": none
@@ -283,7 +284,7 @@ func Default() Config {
 		Labels:       Labels{Sink: "node", Condition: true, Events: true},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
-			Enabled: true, Root: "/var/lib/gpu-agent", Streams: 32, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
+			Enabled: true, Root: "/var/lib/gpu-agent", Disks: []Disk{}, Streams: 32, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Demand:   Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			KeepFree: Share{Percent: 15}, KubeletConfig: "/var/lib/kubelet/config.yaml",
@@ -465,6 +466,7 @@ func (c *Cache) check(f *file) {
 	if c.Scrub.Rate < 1<<20 {
 		f.wrong("cache.scrub.rate", "want at least 1Mi (a second), got %d bytes", c.Scrub.Rate)
 	}
+	c.checkDisks(f)
 	c.Demand.check(f)
 	c.Sources.check(f)
 	seen := map[string]int{}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/nvml"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
 const head = "apiVersion: gpu-agent.dev/v1alpha1\nkind: Config\n"
@@ -61,6 +62,24 @@ func TestTheKindOfCDIDevicesFollowsWhoWritesThem(t *testing.T) {
 	require.Equal(t, "k8s.device-plugin.nvidia.com/gpu", c.DevicePlugin.CDIKind)
 }
 
+func TestDisksHaveWhatTheCacheHasAndTheirOwn(t *testing.T) {
+	c, err := config.Parse("c.yaml", []byte(head+`
+devicePlugin: {injectModelsMount: {enabled: true, hostRoot: /host/cache}}
+cache: {root: /cache, limit: 1Gi, keepFree: 20%, keep: 3, disks: [{name: a, root: /cache/disks/a}, {name: b, root: /b, limit: 2Gi, keepFree: 0%}]}
+`))
+	require.NoError(t, err)
+	a, b := c.Cache.Only(c.Cache.Disks[0]), c.Cache.Only(c.Cache.Disks[1])
+	require.Equal(t, []any{"/cache/disks/a", config.Bytes(0), 20, 3}, []any{a.Root, a.Limit, a.KeepFree.Percent, a.Keep})
+	require.Equal(t, []any{"/b", config.Bytes(2 << 30), 0, 3}, []any{b.Root, b.Limit, b.KeepFree.Percent, b.Keep})
+	require.Empty(t, b.Disks)
+	p := c.Policy()
+	require.Equal(t, "/host/cache/models", p.Models)
+	require.Equal(t, []resource.ModelsDisk{
+		{Name: "a", HostPath: "/cache/disks/a/models", Point: "/cache/models/disks/a"},
+		{Name: "b", HostPath: "/b/models", Point: "/cache/models/disks/b"},
+	}, p.ModelsDisks)
+}
+
 func TestSizesOfEveryUnit(t *testing.T) {
 	for text, want := range map[string]int64{
 		"1": 1, "5e3": 5000, "4000T": 4000e12, "4000Ti": 4000 << 40, "1000Pi": 1000 << 50, "1.5Gi": 3 << 29, "7Ei": 7 << 60, "": 0,
@@ -98,8 +117,22 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 			`c.yaml:3: devicePlugin.injectModelsMount.path: "/usr": it would hide what containers need there: want a clean absolute path in the container, such as /models`},
 		"models of the whole host": {head + "devicePlugin: {injectModelsMount: {enabled: true, hostRoot: /}}\n",
 			`c.yaml:3: devicePlugin.injectModelsMount.hostRoot: want an absolute path of the host that is not its root, such as /var/lib/gpu-agent, got "/"`},
-		"no probes":       {head + "health:\n  probes: 0\n", "c.yaml:4: health.probes: want 1 to 100, got 0"},
-		"state dir":       {head + "health: {stateDir: state}\n", `c.yaml:3: health.stateDir: want an absolute path, got "state"`},
+		"no probes": {head + "health:\n  probes: 0\n", "c.yaml:4: health.probes: want 1 to 100, got 0"},
+		"state dir": {head + "health: {stateDir: state}\n", `c.yaml:3: health.stateDir: want an absolute path, got "state"`},
+		"a disk in another's models": {head + "cache: {root: /c, disks: [{name: b, root: /c/models/disks/b}]}\n",
+			"c.yaml:3: cache.disks[0].root: /c/models/disks/b is in a folder that the cache of cache.root keeps: want it beside models and store, such as /c/disks/b"},
+		"the root in a disk's store": {head + "cache: {root: /c/store/x, disks: [{name: b, root: /c}]}\n",
+			"c.yaml:3: cache.disks[0].root: /c/store/x is in a folder that the cache of /c keeps: want them apart"},
+		"one disk twice": {head + "cache: {disks: [{name: b, root: /b}, {name: d, root: /b/}]}\n",
+			"c.yaml:3: cache.disks[1].root: /b/ is cache.disks[0].root too: each disk has a root of its own"},
+		"two disks of a name": {head + "cache: {disks: [{name: b, root: /b}, {name: b, root: /d}]}\n",
+			`c.yaml:3: cache.disks[1].name: "b" is also the name of cache.disks[0]: names must differ`},
+		"a disk called root": {head + "cache: {disks: [{name: root, root: /b}]}\n",
+			"c.yaml:3: cache.disks[0].name: want another name: root is the disk of cache.root"},
+		"a disk without a root": {head + "cache: {disks: [{name: b}]}\n",
+			"c.yaml:3: cache.disks[0].root: want an absolute path, got \"\""},
+		"a disk without a name": {head + "cache: {disks: [{root: /b}]}\n",
+			`c.yaml:3: cache.disks[0].name: want a name for the disk, such as nvme1: model name "": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
 		"unknown section": {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
 		"wrong type":      {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got str `many`"},
 		"section as text": {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got str `yes please`"},

@@ -141,6 +141,10 @@ func (c Config) Policy() resource.Config {
 	}
 	if inject := c.DevicePlugin.InjectModelsMount; inject.Enabled {
 		p.Models = path.Join(cmp.Or(inject.HostRoot, c.Cache.Root), "models")
+		for _, d := range c.Cache.Disks {
+			p.ModelsDisks = append(p.ModelsDisks, resource.ModelsDisk{
+				Name: d.Name, HostPath: path.Join(d.Root, "models"), Point: path.Join(c.Cache.Root, "models/disks", d.Name)})
+		}
 	}
 	return p
 }

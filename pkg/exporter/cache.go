@@ -12,9 +12,12 @@ func cacheFamilies() []family[*node] {
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Used)) })},
 		{name: "model_cache_reserved_bytes", kind: gauge, unit: "bytes", help: "Bytes promised to downloads and not yet written.",
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Reserved)) })},
-		{name: "model_cache_problem", kind: gauge, unit: "0 or 1", labels: []string{"reason"}, help: "1 while something keeps the cache from its work: its disk is full or read-only, or it is not known which models pods use, or what new ones ask for.",
+		{name: "model_cache_problem", kind: gauge, unit: "0 or 1", labels: []string{"reason"}, help: "1 while something keeps the cache from its work: its disk is full, read-only or, of several, gone, or it is not known which models pods use, or what new ones ask for.",
 			read: cache(func(inv *model.Inventory, to emit) {
 				on := map[string]bool{"DiskFull": false, "DiskReadOnly": false, "PodsUnknown": false, "PodsUnseen": false}
+				if len(inv.Disks) > 0 {
+					on["DiskGone"] = false
+				}
 				for _, p := range inv.Problems {
 					on[p.Reason] = true
 				}
@@ -22,6 +25,14 @@ func cacheFamilies() []family[*node] {
 					to(oneIf(is), reason)
 				}
 			})},
+		{name: "model_cache_disk_up", kind: gauge, unit: "0 or 1", labels: []string{"disk"}, help: "1 if the cache of the disk is open. Of cache.root, which goes by root, and cache.disks, where there are several.",
+			read: disks(func(d model.Disk, to emit) { to(oneIf(d.Error == ""), d.Name) })},
+		{name: "model_cache_disk_limit_bytes", kind: gauge, unit: "bytes", labels: []string{"disk"}, help: "Bytes that the cache may take of the disk.",
+			read: disks(func(d model.Disk, to emit) { openDisk(d, to, d.Limit) })},
+		{name: "model_cache_disk_used_bytes", kind: gauge, unit: "bytes", labels: []string{"disk"}, help: "Bytes of the cache on the disk, partial files included.",
+			read: disks(func(d model.Disk, to emit) { openDisk(d, to, d.Used) })},
+		{name: "model_cache_disk_reserved_bytes", kind: gauge, unit: "bytes", labels: []string{"disk"}, help: "Bytes of the disk promised to downloads and not yet written.",
+			read: disks(func(d model.Disk, to emit) { openDisk(d, to, d.Reserved) })},
 		{name: "model_cache_models", kind: gauge, unit: "1", labels: []string{"state"}, help: "Models by how far they have come.", read: cache(modelsByState)},
 		{name: "model_cache_model_ready", kind: gauge, unit: "0 or 1", labels: []string{"model"}, help: "1 if the model is complete, verified and visible to pods.",
 			read: models(func(m model.Status, to emit) { to(oneIf(m.State == model.Ready), m.Name) })},
@@ -65,6 +76,20 @@ func cache(of func(*model.Inventory, emit)) read[*node] {
 		if n.inventory != nil {
 			of(n.inventory, to)
 		}
+	}
+}
+
+func disks(of func(model.Disk, emit)) read[*node] {
+	return cache(func(inv *model.Inventory, to emit) {
+		for _, d := range inv.Disks {
+			of(d, to)
+		}
+	})
+}
+
+func openDisk(d model.Disk, to emit, bytes int64) {
+	if d.Error == "" {
+		to(float64(bytes), d.Name)
 	}
 }
 

@@ -155,6 +155,18 @@ func TestEachSchemaAloneHasNothingOfTheOther(t *testing.T) {
 	}
 }
 
+func TestDisksHaveSeriesWhereThereAreSeveral(t *testing.T) {
+	w := full()
+	w.inventory.Disks = []model.Disk{{Name: "root", Limit: 10, Used: 4, Reserved: 1}, {Name: "nvme1", Error: "gone"}}
+	w.inventory.Problems = []model.Problem{{Reason: "DiskGone"}}
+	text := scrape(t, collector(t, w, Config{Schemas: []string{Native}}))
+	for _, line := range []string{`model_cache_disk_up{disk="root"} 1`, `model_cache_disk_up{disk="nvme1"} 0`, `model_cache_disk_limit_bytes{disk="root"} 10`,
+		`model_cache_disk_used_bytes{disk="root"} 4`, `model_cache_disk_reserved_bytes{disk="root"} 1`, `model_cache_problem{reason="DiskGone"} 1`} {
+		require.Contains(t, text, "\n"+line+"\n")
+	}
+	require.NotContains(t, text, `bytes{disk="nvme1"}`)
+}
+
 func TestNativeFamiliesPassPromlint(t *testing.T) {
 	w := full()
 	w.snapshot.Devices[0] = everything(w.snapshot.Devices[0])

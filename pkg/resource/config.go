@@ -79,6 +79,8 @@ type Config struct {
 	// MODEL_CACHE_DIR names; "": none. The mount is in no pod's spec, so that Pod Security does not see it.
 	Models     string
 	ModelsPath string // default "/models"
+	// ModelsDisks are further folders of models, mounted within that one.
+	ModelsDisks []ModelsDisk
 
 	// Exists reports whether a path below DevRoot is there on the host; required with PassDeviceSpecs and
 	// IMEXChannels.

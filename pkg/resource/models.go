@@ -10,6 +10,13 @@ import (
 // for every GPU container, it would send the downloads of those that fetch for themselves to a read-only folder.
 const modelsVariable = "MODEL_CACHE_DIR"
 
+// ModelsDisk is the folder of models of a further disk.
+type ModelsDisk struct {
+	Name     string
+	HostPath string // the same here
+	Point    string // on which it is mounted, as the agent sees it in the first folder
+}
+
 // modelsEdits mount the models. A pod that mounts something there itself, or sets the variable, wins: the
 // kubelet puts what the pod asks for after what the plugin gives.
 func (p Policy) modelsEdits(e *Edits) {
@@ -18,6 +25,12 @@ func (p Policy) modelsEdits(e *Edits) {
 	}
 	e.Env[modelsVariable] = p.cfg.ModelsPath
 	e.Mounts = append(e.Mounts, Mount{HostPath: p.cfg.Models, ContainerPath: p.cfg.ModelsPath, ReadOnly: true})
+	for _, d := range p.cfg.ModelsDisks {
+		// With a disk that is gone, or nothing to mount it on, the container would not start.
+		if p.cfg.Exists(d.HostPath) && p.cfg.Exists(d.Point) {
+			e.Mounts = append(e.Mounts, Mount{HostPath: d.HostPath, ContainerPath: path.Join(p.cfg.ModelsPath, "disks", d.Name), ReadOnly: true})
+		}
+	}
 }
 
 // modelsFaults refuse a place where the mount would hide what a container needs to start.
