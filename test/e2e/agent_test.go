@@ -79,12 +79,14 @@ spec:
         - {name: cdi, mountPath: /var/run/cdi}
         - {name: s3, mountPath: /etc/s3, readOnly: true}
         - {name: choices, mountPath: /etc/choices, readOnly: true}
+        - {name: kubelet-config, mountPath: /var/lib/kubelet/config.yaml, readOnly: true}
       volumes:
+      - {name: kubelet-config, hostPath: {path: %[3]s/kubelet.yaml, type: File}}
       - {name: choices, configMap: {name: choices}}
       - {name: cdi, hostPath: {path: /var/run/cdi, type: DirectoryOrCreate}}
       - {name: driver, hostPath: {path: %[2]s, type: Directory}}
       - {name: s3, secret: {secretName: s3}}
-`, agentImage, d.driver.dir))
+`, agentImage, d.driver.dir, n.dir))
 	write("kustomization.yaml", fmt.Sprintf(`
 resources: [daemonset.yaml]
 patches: [{path: patch.yaml}]
@@ -137,7 +139,6 @@ podResources: {interval: 1s}
 cache:
   limit: %s
   keepFree: 0%%
-  kubeletConfig: ""
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
 `, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), models, s3Endpoint)

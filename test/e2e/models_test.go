@@ -131,6 +131,9 @@ func TestPodsAskForModels(t *testing.T) {
 	n.apply(t, restricted)
 	n.holds(t, map[string]bool{kept: false, unused: false, next: false})
 
+	why := n.kubectl(t, "-n", "gpu-agent", "exec", "daemonset/gpu-agent", "--", "/usr/bin/gpu-agent", "models", "explain", kept)
+	require.Contains(t, why, "of the disk stay free, because the kubelet evicts pods at imagefs.available<200Mi", "the thresholds of its file")
+
 	n.apply(t, asking("keeps", kept, "busybox sleep 100000"))
 	n.holds(t, map[string]bool{kept: true, unused: false, next: false})
 	n.apply(t, asking("ends", unused, "true"))
