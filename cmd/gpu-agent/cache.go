@@ -77,12 +77,13 @@ func (a *agent) opening(disk string) *opening {
 // openCache waits for an agent that holds the cache and is about to go.
 func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) (*cache.Cache, error) {
 	was := a.opening(disk)
+	shared := &kubeletDisk{cache: c, kubelet: kubelet, log: a.log}
 	for {
 		opened, err := cache.Open(cache.Config{
 			Root: c.Root, Limit: int64(c.Limit), Streams: c.Streams, Line: o.line, Keep: c.Keep, Refresh: time.Duration(c.Refresh),
 			Scrub:    cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
 			KeepFree: int64(c.KeepFree.Bytes), KeepFreePercent: c.KeepFree.Percent, Apart: apart, Existing: was.root == c.Root,
-			Thresholds: func() []cache.Threshold { of, _ := thresholds(c, kubelet); return of }, // said below
+			Thresholds: shared.thresholds,
 			Unlabelled: func(ctx context.Context, name string) error {
 				if a.caches.Elsewhere(disk, name) {
 					return nil
@@ -95,9 +96,6 @@ func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kube
 			was.held = time.Time{}
 			if err == nil {
 				was.root = c.Root
-				if _, err := thresholds(c, kubelet); err != nil {
-					a.log.Info("the kubelet's eviction thresholds are not known, its defaults are kept to: see cache.kubeletConfig", "error", err)
-				}
 			}
 			return opened, err
 		}

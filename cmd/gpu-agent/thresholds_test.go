@@ -1,9 +1,13 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -43,4 +47,21 @@ func TestTheKubeletsThresholdsCountOnItsDiskAlone(t *testing.T) {
 	got, err = thresholds(c, kubelet)
 	require.NoError(t, err)
 	require.Empty(t, got, "they do not count")
+}
+
+func TestTheKubeletsFileIsLookedAtNowAndThen(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config.yaml")
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		d := &kubeletDisk{cache: config.Cache{Root: dir, KubeletConfig: file}, kubelet: dir, log: slog.New(slog.NewTextHandler(&log, nil))}
+		require.Len(t, d.thresholds(), 5, "the defaults")
+		time.Sleep(thresholdsEvery)
+		d.thresholds()
+		require.Equal(t, 1, strings.Count(log.String(), "thresholds are not known"), log.String())
+		require.NoError(t, os.WriteFile(file, []byte("evictionHard: {nodefs.available: 30Gi}\nimageGCHighThresholdPercent: 100\n"), 0o600))
+		require.Len(t, d.thresholds(), 5)
+		time.Sleep(thresholdsEvery)
+		require.Equal(t, []cache.Threshold{{Why: "the kubelet evicts pods at nodefs.available<30Gi", Amount: 30 << 30}}, d.thresholds())
+	})
 }

@@ -53,13 +53,13 @@ func Inodes(path string) (all, free int64, err error) {
 
 // SameFilesystem reports whether two paths are on one filesystem. Two subvolumes of btrfs, or datasets of ZFS, are two.
 func SameFilesystem(a, b string) (bool, error) {
-	var one, other unix.Stat_t
-	for path, s := range map[string]*unix.Stat_t{a: &one, b: &other} {
-		if err := unix.Stat(path, s); err != nil {
+	var of [2]unix.Stat_t
+	for i, path := range []string{a, b} {
+		if err := unix.Stat(path, &of[i]); err != nil {
 			return false, &fs.PathError{Op: "stat", Path: path, Err: err}
 		}
 	}
-	return one.Dev == other.Dev, nil
+	return of[0].Dev == of[1].Dev, nil
 }
 
 // ReadOnly reports whether the filesystem that holds path is mounted read-only.
