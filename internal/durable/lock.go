@@ -62,15 +62,6 @@ func SameFilesystem(a, b string) (bool, error) {
 	return of[0].Dev == of[1].Dev, nil
 }
 
-// ReadOnly reports whether the filesystem that holds path is mounted read-only.
-func ReadOnly(path string) (bool, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(path, &s); err != nil {
-		return false, fmt.Errorf("statfs %s: %w", path, err)
-	}
-	return int64(s.Flags)&readOnlyFlag != 0, nil
-}
-
 // Links is how many names a file has.
 func Links(info fs.FileInfo) int {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {

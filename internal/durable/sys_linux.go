@@ -8,8 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const readOnlyFlag = unix.ST_RDONLY
-
 func exchange(a, b string) error {
 	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 }

@@ -10,8 +10,6 @@ import (
 )
 
 // exchange has no atomic form here: between the two renames there is no b. For development only.
-const readOnlyFlag = 1 // MNT_RDONLY of the BSDs and macOS
-
 func exchange(a, b string) error {
 	aside := a + ".old"
 	if err := os.Rename(b, aside); err != nil {

@@ -49,19 +49,29 @@ func (c *Cache) inspect() (problem model.Problem, gone error) {
 	if err != nil || errOpened != nil || !os.SameFile(here, opened) {
 		return problem, fmt.Errorf("the disk of the cache root %s is gone, or another: mount it back: %w", c.cfg.Root, errors.Join(err, errOpened))
 	}
-	readOnly, err := durable.ReadOnly(c.cfg.Root)
-	if err != nil {
-		return problem, fmt.Errorf("the disk of the cache root %s is gone: %w", c.cfg.Root, err)
-	}
-	if readOnly {
+	// Opening for writing changes nothing and is what says so: ext4 since Linux 6.14 goes by itself into a state after
+	// an error in which statfs(2) still calls it writable.
+	switch err := writable(c.at.lock()); {
+	case errors.Is(err, syscall.EROFS):
 		return model.Problem{Reason: readOnlyDisk, Message: fmt.Sprintf(
 			"the disk of %s is read-only, as the kernel makes it after an error: what is here can be read, nothing can be pulled: see dmesg, repair and remount it", c.cfg.Root)}, nil
+	case errors.Is(err, syscall.EIO):
+		return model.Problem{Reason: failingDisk, Message: fmt.Sprintf(
+			"the disk of %s fails: see dmesg, repair and remount it", c.cfg.Root)}, nil
 	}
 	if _, free, err := durable.Space(c.cfg.Root); err == nil && free < minRangeSize {
 		return model.Problem{Reason: fullDisk, Message: fmt.Sprintf(
 			"the disk of %s is full, by others than the cache: make room on it", c.cfg.Root)}, nil
 	}
 	return problem, nil
+}
+
+func writable(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // noteDisk publishes what ails the disk, and has what failed for it tried again at once when that has passed.

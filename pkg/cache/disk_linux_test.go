@@ -2,7 +2,9 @@ package cache
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +92,44 @@ func TestADiskThatIsReadOnlyOrFullIsWaitedFor(t *testing.T) {
 		require.Empty(t, problems(c))
 		stop()
 	})
+}
+
+// Since Linux 6.14 ext4 goes into a state of its own after an error, in which statfs(2) calls it writable.
+func TestADiskThatTheKernelGaveUpIsReadOnly(t *testing.T) {
+	image, root := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 32<<20))
+	for _, command := range [][]string{
+		{"mkfs.ext4", "-q", "-m", "0", image},
+		{"mount", "-o", "loop,errors=remount-ro", image, root},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("an ext4 of its own cannot be mounted here: %v: %s", err, out)
+		}
+	}
+	t.Cleanup(func() { _ = exec.Command("umount", "-l", root).Run() })
+	device, err := exec.Command("findmnt", "-no", "SOURCE", root).Output()
+	require.NoError(t, err)
+	fail := filepath.Join("/sys/fs/ext4", filepath.Base(strings.TrimSpace(string(device))), "trigger_fs_error")
+
+	o := newOrigin()
+	o.hold("a")
+	cfg := config(filepath.Join(root, "cache"))
+	cfg.Limit = 4 * mega
+	c := open(t, cfg, o)
+	c.Want([]model.Spec{spec("a", "a")})
+	stop := run(t, c)
+	ready(t, c, "a")
+	problem, gone := c.inspect()
+	require.NoError(t, gone)
+	require.Empty(t, problem.Reason)
+	if err := os.WriteFile(fail, []byte("1"), 0o600); err != nil {
+		t.Skipf("this kernel fails no ext4 when asked to: %v", err)
+	}
+	problem, gone = c.inspect()
+	require.NoError(t, gone)
+	require.Equal(t, "DiskReadOnly", problem.Reason)
+	stop()
 }
 
 func TestADiskThatDisappearsEndsTheRunAndNoOtherTakesItsPlace(t *testing.T) {
