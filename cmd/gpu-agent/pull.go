@@ -89,7 +89,7 @@ func follow(ctx context.Context, c *client, in pullRequest, timeout time.Duratio
 			return nil
 		}
 		show.status(m)
-		if m.Answered >= asked.Asked {
+		if m.Answered >= asked.Asked || m.State == model.Pulling { // of this request, or what it waits for now
 			show.note(m.Message)
 		}
 		select {

@@ -243,6 +243,8 @@ func (c *Cache) status(e *entry) model.Status {
 		s.State = model.Pulling
 		if until := c.pace.plan.paused(time.Now()); until != "" {
 			s.Reason, s.Message = "Paused", "paused until "+until+" by cache.bandwidth"
+		} else if until := c.streams.shut(c.streams.lane(originOf(e.ref()))); !until.IsZero() {
+			s.Reason, s.Message = "Throttled", leftAlone(e.ref(), until)
 		}
 	case !e.asked() && len(e.old) > 0:
 		s.State, s.Reason = model.Failed, "OnlyOld"

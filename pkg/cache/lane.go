@@ -151,12 +151,16 @@ func originOf(ref model.Ref) string {
 func (c *Cache) look(ctx context.Context, src Source, ref model.Ref) (model.Manifest, error) {
 	l, began := c.streams.lane(originOf(ref)), time.Now()
 	if until := c.streams.shut(l); !until.IsZero() {
-		return model.Manifest{}, &model.Error{Reason: "Throttled", RetryAfter: until.Sub(began), Text: fmt.Sprintf(
-			"%s: the origin asked to be left alone until %s", ref, until.Format(time.TimeOnly))}
+		return model.Manifest{}, &model.Error{Reason: "Throttled", RetryAfter: until.Sub(began), Text: leftAlone(ref, until)}
 	}
 	m, err := resolve(ctx, src, ref)
 	if err != nil {
 		c.streams.failed(l, err, began)
 	}
 	return m, err
+}
+
+// leftAlone says why nothing is asked of the origin of ref.
+func leftAlone(ref model.Ref, until time.Time) string {
+	return fmt.Sprintf("%s: the origin asked to be left alone until %s", ref, until.Format(time.TimeOnly))
 }

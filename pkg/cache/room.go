@@ -37,6 +37,9 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 	}
 	c.mu.Lock()
 	j.admitted, j.spare = true, spare
+	if e.reason == "NoSpace" {
+		e.reason, e.message = "", "" // it has it now
+	}
 	c.publish()
 	c.mu.Unlock()
 	if err := j.allocate(); err != nil {

@@ -121,6 +121,34 @@ func TestNothingIsEvictedIfItWouldNotDo(t *testing.T) {
 	})
 }
 
+func TestAModelThatHasItsRoomDoesNotSayThatItWaitsForIt(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a", "b")
+		cfg := config(root)
+		cfg.Limit = mega + 1000
+		c := open(t, cfg, o)
+		c.Want(nil)
+		stop := run(t, c)
+		pull(t, c, "a")
+		require.NoError(t, c.Pin("a"))
+		_, err := c.Pull(t.Context(), spec("b", "b"))
+		require.NoError(t, err)
+		require.NotEmpty(t, failed(t, c, "b", "NoSpace").Message)
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			return silent{ctx, bytes.NewReader(nil)}, nil, true
+		}
+		require.NoError(t, c.Unpin("a"))
+		require.NoError(t, c.Remove(t.Context(), "a", false))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		b := c.Get().Model("b")
+		require.Equal(t, model.Pulling, b.State)
+		require.Empty(t, b.Reason)
+		require.Empty(t, b.Message)
+		stop()
+	})
+}
+
 func TestASizeBeyondTheLimitIsRefusedBeforeAnythingIsLaidOut(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		o.models["huge"] = model.Manifest{Revision: "x", Files: []model.File{{Path: "f", Size: 1 << 50}}}
