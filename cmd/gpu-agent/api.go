@@ -101,7 +101,8 @@ func (a *agent) cached() *model.Inventory {
 	if inv := a.caches.Get(); inv != nil || !a.now().config.Cache.Enabled {
 		return inv
 	}
-	inv := &model.Inventory{Time: time.Now(), Root: a.now().config.Cache.Root, Limit: int64(a.now().config.Cache.Limit), Models: []model.Status{}}
+	inv := &model.Inventory{Time: time.Now(), Root: a.now().config.Cache.Root, Limit: int64(a.now().config.Cache.Limit), Models: []model.Status{},
+		Problems: []model.Problem{{Reason: "CacheClosed", Message: a.noCache()}}}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.models {

@@ -49,6 +49,9 @@ func modelsLs() *cobra.Command {
 			if output.json() {
 				return printJSON(cmd.OutOrStdout(), append([]model.Status{}, s.Cache.Models...)) // [], never null
 			}
+			for _, p := range s.Cache.Problems { // or an empty list would look like an empty cache
+				fmt.Fprintln(cmd.ErrOrStderr(), p.Message)
+			}
 			return printModels(cmd.OutOrStdout(), s.Cache)
 		},
 	}
