@@ -74,9 +74,13 @@ func (f *File) Settle(off, n int64) error {
 	return nil
 }
 
-// Resident is how many bytes of the file are in the page cache. Where the kernel cannot say (Linux before
-// 6.5, or a seccomp profile that does not know cachestat), the error is errors.ErrUnsupported.
-func (f *File) Resident() (int64, error) { return resident(f.file) }
+// ReadAhead starts to read a range into the page cache. It waits only while the disk's queue is full. It is a hint:
+// a ReadAt of a byte waits for that byte and says whether it can be read.
+func (f *File) ReadAhead(off, n int64) { readAhead(f.file, off, n) }
+
+// Resident is how many bytes of a range, which is within the file, are in the page cache. Where the system cannot say,
+// which is any but Linux, the error is errors.ErrUnsupported.
+func (f *File) Resident(off, n int64) (int64, error) { return resident(f.file, off, n) }
 
 // Sync returns when all that was written is on the disk (fdatasync).
 func (f *File) Sync() error {

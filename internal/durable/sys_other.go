@@ -29,7 +29,9 @@ func settle(*os.File, int64, int64) error { return nil }
 
 func drop(*os.File, int64, int64) {}
 
-func resident(*os.File) (int64, error) { return 0, errors.ErrUnsupported }
+func readAhead(*os.File, int64, int64) {}
+
+func resident(*os.File, int64, int64) (int64, error) { return 0, errors.ErrUnsupported }
 
 // syncfs has no form of one filesystem here.
 func syncfs(*os.File) error { unix.Sync(); return nil }

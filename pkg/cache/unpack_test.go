@@ -351,7 +351,7 @@ func TestAnArchiveIsReadOnceAndInBoundedMemory(t *testing.T) {
 	require.NoError(t, err)
 	defer f.Close()
 	f.Drop(0, int64(len(want)))
-	cold, err := f.Resident()
+	cold, err := f.Resident(0, int64(len(want)))
 	droppable := err == nil && cold < int64(len(want))
 	ctx, cancel := context.WithCancel(t.Context())
 	in := &patient{ctx: ctx, file: f}
@@ -359,7 +359,7 @@ func TestAnArchiveIsReadOnceAndInBoundedMemory(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(want, got))
 	if droppable {
-		resident, err := f.Resident()
+		resident, err := f.Resident(0, int64(len(want)))
 		require.NoError(t, err)
 		require.LessOrEqual(t, resident, int64(3*flushEvery/2))
 	} else {
