@@ -41,6 +41,7 @@ type agent struct {
 	elsewhere watch.Value[string]          // why somebody else offers the GPUs; "" is that nobody does
 
 	caches  *cache.Set                     // of all disks; of none where the cache is off
+	memory  *cache.Memory                  // that they share
 	applied watch.Value[map[string]string] // labels as last applied; nil before
 	group   *supervise.Group               // set by run, before there is a part
 
@@ -72,6 +73,7 @@ func nvmlConfig(c config.Config, log *slog.Logger) nvml.Config {
 
 func newAgent(c config.Config, file string, log *logging) (*agent, error) {
 	a := &agent{file: file, started: time.Now(), logging: log, log: slog.New(log), unfitRetry: time.Minute, opened: map[string]*opening{}}
+	a.memory = cache.NewMemory()
 	a.caches = cache.NewSet(a.log.With("part", "cache"))
 	need{unknown: "the pods of this node have not been listed yet"}.tell(a.caches)
 	w, err := a.wire(c)

@@ -59,6 +59,11 @@ func bandwidth(b config.Bandwidth) cache.Bandwidth {
 	return plan
 }
 
+func warm(w config.Warm) cache.Warm {
+	return cache.Warm{OnReady: w.OnReady, OnPod: w.OnPod, Limit: int64(w.Limit.Bytes), LimitPercent: w.Limit.Percent,
+		KeepFree: int64(w.KeepFree.Bytes), KeepFreePercent: w.KeepFree.Percent}
+}
+
 // opening is what is remembered of a disk from one try to open its cache to the next, by runCache alone.
 type opening struct {
 	root string    // that was opened
@@ -84,6 +89,7 @@ func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kube
 			Scrub:    cache.Scrub{Every: time.Duration(c.Scrub.Interval), Rate: int64(c.Scrub.Rate)},
 			KeepFree: int64(c.KeepFree.Bytes), KeepFreePercent: c.KeepFree.Percent, Apart: apart, Existing: was.root == c.Root,
 			Thresholds: shared.thresholds,
+			Warm:       warm(c.Warm), Memory: a.memory,
 			Unlabelled: func(ctx context.Context, name string) error {
 				if a.caches.Elsewhere(disk, name) {
 					return nil

@@ -72,6 +72,7 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	if x.Size > 0 {
 		line("SIZE", fmt.Sprintf("%s in %d files, %s here", formatBytes(x.Size), x.Files, formatBytes(x.Done)))
 	}
+	line("IN MEMORY", inMemory(x.Status))
 	if x.Update != nil && x.Update.Revision != "" {
 		line("UPDATE", fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), formatBytes(x.Update.Done), formatBytes(x.Update.Size)))
 	}
@@ -120,6 +121,18 @@ func origin(m model.Status) string {
 		return "at " + short(m.Origin) + ", not asked again by itself"
 	}
 	return "at " + short(m.Origin) + ", asked again in about " + max(time.Until(m.NextLook), 0).Round(time.Minute).String()
+}
+
+// inMemory is "" where nobody looks.
+func inMemory(m model.Status) string {
+	if m.Resident == nil {
+		return m.Warmth
+	}
+	text := fmt.Sprintf("%s of %s", formatBytes(*m.Resident), formatBytes(m.Size))
+	if m.Warmth != "" {
+		text += ", " + m.Warmth
+	}
+	return text
 }
 
 func askers(x model.Explanation) string {

@@ -33,6 +33,7 @@ type Cache struct {
 	streams   *streams
 	pace      *pace
 	fetched   atomic.Int64 // bytes from origins
+	warmed    atomic.Int64 // bytes read ahead
 	// elsewhere, where set, reports whether a model, of which nothing is here, goes to another disk. Set before Run.
 	elsewhere func(name string, files []model.File, refused bool) bool
 
@@ -58,6 +59,7 @@ type Cache struct {
 	refused  map[string]string // why what a pod asks for is not pulled, by the model's name
 	closed   bool              // no Import begins
 	scrubbed model.Scrub
+	warmth   map[*record]warmth // of what is or was in an entry; empty unless Config.Warm is on
 }
 
 // entry is one model: what is asked for and what is there.
@@ -163,7 +165,7 @@ func (c *Cache) Watch() (*model.Inventory, <-chan struct{}) { return c.inventory
 func (c *Cache) publish() {
 	inv := &model.Inventory{
 		Time: time.Now(), Root: c.cfg.Root, Limit: c.limit,
-		Fetched: c.fetched.Load(), Evicted: c.evicted, Failures: maps.Clone(c.failures),
+		Fetched: c.fetched.Load(), ReadAhead: c.warmed.Load(), Evicted: c.evicted, Failures: maps.Clone(c.failures),
 	}
 	inv.Scrub = c.scrubbed
 	inv.Used, inv.Reserved = c.ledger()
@@ -230,6 +232,10 @@ func (c *Cache) status(e *entry) model.Status {
 		}
 		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
 		s.Files, s.Size, s.Done = len(r.Files), r.size(), r.size()
+		w := c.warmth[r]
+		if s.Warmth = w.text; w.looked {
+			s.Resident = &w.resident
+		}
 	}
 	switch {
 	case e.removing:

@@ -34,6 +34,9 @@ type Config struct {
 	// can move; 0 is never. Models of the config have it in their Spec.
 	Refresh time.Duration
 	Scrub   Scrub
+	Warm    Warm
+	// Memory is shared with other caches, so that Warm's limits hold for all of them together; nil: one of its own.
+	Memory *Memory
 	// KeepFree is how many bytes of the filesystem stay free, and KeepFreePercent how much of it; the larger counts.
 	KeepFree        int64
 	KeepFreePercent int
@@ -48,6 +51,8 @@ type Config struct {
 
 	disk  durable.Disk          // tests inject faults
 	opens func() (opens, error) // tests say what was opened; nil for the real one
+	// system is where /proc and /sys are; "" is where they are.
+	system string
 }
 
 const (
@@ -75,6 +80,9 @@ func (cfg *Config) check() error {
 	if cfg.Scrub.Every < 0 || cfg.Scrub.Rate < 0 {
 		return fmt.Errorf("cache scrub every %s, %d bytes a second: want 0 or more", cfg.Scrub.Every, cfg.Scrub.Rate)
 	}
+	if err := cfg.Warm.check(); err != nil {
+		return err
+	}
 	if cfg.Scrub.Rate == 0 {
 		cfg.Scrub.Rate = DefaultScrubRate
 	}
@@ -87,6 +95,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.RangeSize == 0 {
 		cfg.RangeSize = defaultRangeSize
+	}
+	if cfg.Memory == nil {
+		cfg.Memory = NewMemory()
 	}
 	if cfg.Line == nil {
 		cfg.Line = NewLine(cfg.Streams, cfg.Bandwidth)
@@ -124,6 +135,7 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		models:   map[string]*entry{},
 		blobs:    map[model.Digest]int64{},
 		failures: map[string]int64{},
+		warmth:   map[*record]warmth{},
 	}
 	if err := c.open(); err != nil {
 		return nil, errors.Join(err, lock.Close())

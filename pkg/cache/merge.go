@@ -70,6 +70,7 @@ func (s *Set) merge() *model.Inventory {
 func (s *Set) add(inv *model.Inventory, d *disk, of *model.Inventory) {
 	inv.Limit, inv.Used, inv.Reserved = inv.Limit+of.Limit, inv.Used+of.Used, inv.Reserved+of.Reserved
 	inv.Fetched, inv.Evicted = inv.Fetched+of.Fetched, inv.Evicted+of.Evicted
+	inv.ReadAhead += of.ReadAhead
 	inv.Scrub.Bytes, inv.Scrub.Damaged = inv.Scrub.Bytes+of.Scrub.Bytes, inv.Scrub.Damaged+of.Scrub.Damaged
 	for reason, n := range of.Failures {
 		if inv.Failures == nil {

@@ -34,6 +34,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	group.Go(func() { c.guard(ctx, end) })
 	group.Go(func() { c.observe(ctx) })
 	group.Go(func() { c.scrub(ctx) })
+	group.Go(func() { c.warm(ctx) })
 	for ctx.Err() == nil {
 		c.sweep()
 		c.prune()
@@ -78,17 +79,8 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 	}
 	// What a pod waits for, then the config's, then wishes; each by priority, new ones before those that failed, and
 	// then as the config lists them and by name, to be predictable.
-	first := func(a, b bool) int {
-		switch {
-		case a == b:
-			return 0
-		case a:
-			return -1
-		}
-		return 1
-	}
 	slices.SortFunc(due, func(a, b *entry) int {
-		return cmp.Or(first(a.called, b.called), first(a.wanted, b.wanted), cmp.Compare(b.priority(), a.priority()),
+		return cmp.Or(trueFirst(a.called, b.called), trueFirst(a.wanted, b.wanted), cmp.Compare(b.priority(), a.priority()),
 			cmp.Compare(a.tries, b.tries), cmp.Compare(a.order, b.order), strings.Compare(a.name, b.name))
 	})
 	// As many models as streams: fewer, and that many slow origins would stop all others.
@@ -109,6 +101,17 @@ func (c *Cache) start(ctx context.Context, group *sync.WaitGroup) time.Duration 
 		c.publish()
 	}
 	return wait
+}
+
+// trueFirst orders what is before what is not.
+func trueFirst(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
 }
 
 // finish notes how a try went.

@@ -202,6 +202,7 @@ type Cache struct {
 	Refresh Duration `yaml:"refresh"` // 0: never
 	Keep    int      `yaml:"keep"`    // old revisions of each model
 	Scrub   Scrub    `yaml:"scrub"`
+	Warm    Warm     `yaml:"warm"`
 	Demand  Demand   `yaml:"demand"`
 	Models  []Model  `yaml:"models"`
 	Sources Sources  `yaml:"sources"`
@@ -225,6 +226,14 @@ type Window struct {
 type Scrub struct {
 	Interval Duration `yaml:"interval"` // 0: never
 	Rate     Bytes    `yaml:"rate"`     // a second
+}
+
+// Warm is which models are read ahead into the node's memory, and how much of it they may take.
+type Warm struct {
+	OnReady  bool  `yaml:"onReady"`
+	OnPod    bool  `yaml:"onPod"`
+	Limit    Share `yaml:"limit"`
+	KeepFree Share `yaml:"keepFree"`
 }
 
 // Model is one model that the node should hold.
@@ -288,6 +297,7 @@ func Default() Config {
 			Demand:   Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			KeepFree: Share{Percent: 15}, KubeletConfig: "/var/lib/kubelet/config.yaml",
+			Warm: Warm{Limit: Share{Percent: 50}, KeepFree: Share{Percent: 10}},
 			Sources: Sources{HTTP: SourceHTTP{TokenHosts: []string{}, Mirrors: []Mirror{}}, S3: SourceS3{Region: "us-east-1", Mirrors: []string{}}, OCI: SourceOCI{PlainHosts: []string{}, Mirrors: []Mirror{}},
 				HF: SourceHub{Endpoint: "https://huggingface.co", Mirrors: []string{}},
 				MS: SourceHub{Endpoint: "https://modelscope.cn", Mirrors: []string{}}, File: SourceFile{Roots: []string{}},
@@ -467,6 +477,12 @@ func (c *Cache) check(f *file) {
 		f.wrong("cache.scrub.rate", "want at least 1Mi (a second), got %d bytes", c.Scrub.Rate)
 	}
 	c.checkDisks(f)
+	if c.Warm.Limit == (Share{}) {
+		f.wrong("cache.warm.limit", "want more than nothing, such as 50%% or 200Gi; what turns reading ahead off is onReady and onPod")
+	}
+	if c.Warm.OnPod && c.Demand.Source == DemandByNone {
+		f.wrong("cache.warm.onPod", "want cache.demand.source kubelet or apiserver with it: else no pod is seen")
+	}
 	c.Demand.check(f)
 	c.Sources.check(f)
 	seen := map[string]int{}

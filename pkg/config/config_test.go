@@ -180,6 +180,8 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"keep":             {head + "cache: {keep: -1}\n", "c.yaml:3: cache.keep: want 0 to 100 old revisions, got -1"},
 		"scrub often":      {head + "cache: {scrub: {interval: 1m}}\n", "c.yaml:3: cache.scrub.interval: want 0s (never) or at least 1h, got 1m0s"},
 		"scrub slowly":     {head + "cache: {scrub: {rate: 1Ki}}\n", "c.yaml:3: cache.scrub.rate: want at least 1Mi (a second), got 1024 bytes"},
+		"read nothing":     {head + "cache: {warm: {onReady: true, limit: 0%}}\n", "c.yaml:3: cache.warm.limit: want more than nothing, such as 50% or 200Gi; what turns reading ahead off is onReady and onPod"},
+		"read for no pod":  {head + "cache: {demand: {source: none}, warm: {onPod: true}}\n", "c.yaml:3: cache.warm.onPod: want cache.demand.source kubelet or apiserver with it: else no pod is seen"},
 		"credentials":      {head + "cache:\n  models:\n  - name: a\n    source: https://user:secret@h/f\n", "c.yaml:6: cache.models[0].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
 		"model name":       {head + "cache:\n  models:\n  - name: Org/Model\n    source: s3://b/p\n", `c.yaml:5: cache.models[0].name: model name "Org/Model": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
 		"two of one name":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n", `c.yaml:6: cache.models[1].name: "a" is also the name of cache.models[0]: names must differ`},

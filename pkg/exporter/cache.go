@@ -44,6 +44,14 @@ func cacheFamilies() []family[*node] {
 					to(float64(m.Size), m.Name)
 				}
 			})},
+		{name: "model_cache_resident_bytes", kind: gauge, unit: "bytes", labels: []string{"model"}, help: "Bytes of the model's current revision that are in the node's page cache, whoever brought them there, as of the last look: every 30 seconds, or less often where much is in memory. Absent unless cache.warm is on.",
+			read: models(func(m model.Status, to emit) {
+				if m.Resident != nil {
+					to(float64(*m.Resident), m.Name)
+				}
+			})},
+		{name: "model_cache_read_ahead_bytes_total", kind: counter, unit: "bytes", help: "Bytes that were read into the page cache ahead of the pods that load them, since the agent started.",
+			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.ReadAhead)) })},
 		{name: "model_cache_fetched_bytes_total", kind: counter, unit: "bytes", help: "Bytes from origins since the agent started.",
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Fetched)) })},
 		{name: "model_cache_evictions_total", kind: counter, unit: "1", help: "Models removed to make room since the agent started.",

@@ -61,9 +61,9 @@ func full() *world {
 		owners:   owners{gputest.UUID(1): {llama}},
 		up:       true,
 		inventory: &model.Inventory{
-			Limit: 1000, Used: 300, Reserved: 200, Fetched: 350, Evicted: 2, Failures: map[string]int64{"Forbidden": 3},
+			Limit: 1000, Used: 300, Reserved: 200, Fetched: 350, ReadAhead: 90, Evicted: 2, Failures: map[string]int64{"Forbidden": 3},
 			Models: []model.Status{
-				{Name: "bge", State: model.Ready, Size: 100, Done: 100},
+				{Name: "bge", State: model.Ready, Size: 100, Done: 100, Resident: new(int64(80))},
 				{Name: "llama", State: model.Pulling, Size: 400, Done: 200},
 				{Name: "qwen", State: model.Pending},
 			},

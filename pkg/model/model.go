@@ -269,6 +269,11 @@ type Status struct {
 	Held     string     `json:"held,omitempty"`    // the revision at which a rollback keeps the model
 	Old      []Revision `json:"old,omitempty"`     // earlier revisions that are here still, the newest first
 
+	// Resident is how many of its bytes are in the node's page cache, as of some seconds or minutes ago; nil where
+	// nobody looks. Warmth is what reading ahead has come to, for people.
+	Resident *int64 `json:"resident,omitempty"`
+	Warmth   string `json:"warmth,omitempty"`
+
 	Priority int      `json:"priority,omitempty"`
 	Pods     []string `json:"pods,omitempty"`   // namespace/name of those on this node that use it or ask for it, sorted
 	Called   bool     `json:"called,omitempty"` // by one of them
@@ -347,10 +352,11 @@ type Inventory struct {
 	Refused  []string  `json:"refused,omitempty"`  // what pods ask for and do not get, and why, for people; sorted
 
 	// Counters since the agent started.
-	Fetched  int64            `json:"fetched"`            // bytes from origins
-	Evicted  int64            `json:"evicted"`            // models
-	Failures map[string]int64 `json:"failures,omitempty"` // by Reason
-	Scrub    Scrub            `json:"scrub"`
+	Fetched   int64            `json:"fetched"`            // bytes from origins
+	ReadAhead int64            `json:"readAhead"`          // bytes read into the page cache for pods to come
+	Evicted   int64            `json:"evicted"`            // models
+	Failures  map[string]int64 `json:"failures,omitempty"` // by Reason
+	Scrub     Scrub            `json:"scrub"`
 }
 
 // Disk is a part of the cache that stands for itself.
