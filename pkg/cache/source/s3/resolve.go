@@ -40,17 +40,21 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 	}
 	if key != "" && !strings.HasSuffix(key, "/") {
 		f, err := s.head(ctx, ref, model.File{Path: path.Base(key), Key: key, Digest: ref.Digest})
-		// 403 is S3's answer for a missing key to who may not list: then the listing says more. An
-		// empty object is what some tools leave in place of a directory.
-		switch reason := model.ReasonOf(err); {
+		// 403 is S3's answer for a missing key to who may not list, and 400 for many things, of which an answer to HEAD
+		// does not say which: then the listing says more. An empty object is what some tools leave in place of a directory.
+		reason := model.ReasonOf(err)
+		switch {
 		case err == nil && f.Size > 0:
 			return model.NewManifest([]model.File{f})
-		case err != nil && reason != "NotFound" && reason != "Forbidden":
+		case err != nil && reason != "NotFound" && reason != "Forbidden" && reason != "Refused":
 			return model.Manifest{}, err
 		}
 		m, listErr := s.resolvePrefix(ctx, ref, key+"/")
 		if listErr != nil && err == nil && model.ReasonOf(listErr) == "NotFound" {
 			return model.NewManifest([]model.File{f})
+		}
+		if reason == "Refused" && model.ReasonOf(listErr) == "NotFound" {
+			return m, err
 		}
 		return m, listErr
 	}

@@ -229,6 +229,33 @@ func TestAListingForEverIsNotRead(t *testing.T) {
 	require.True(t, model.IsFinal(err))
 }
 
+// An answer to HEAD has no body, and so no more than "400 Bad Request" for a wrong region or a token that has expired.
+func TestWhatARefusalOfHEADMeansIsAskedFor(t *testing.T) {
+	t.Parallel()
+	for code, reason := range map[string]string{
+		"AuthorizationHeaderMalformed": "WrongRegion", "ExpiredToken": "Expired", "InvalidToken": "Forbidden",
+		"": "Refused", // the listing knows no better: it is empty
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && code == "" {
+				sourcetest.Answer(200, "<ListBucketResult/>", "Content-Type: application/xml")(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "application/xml")
+			w.WriteHeader(http.StatusBadRequest)
+			if r.Method == http.MethodGet {
+				fmt.Fprintf(w, "<Error><Code>%s</Code><Message>expecting eu-west-1</Message></Error>", code)
+			}
+		}))
+		_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/llama"))
+		srv.Close()
+		require.Equal(t, reason, model.ReasonOf(err), "%s: %v", code, err)
+		if code != "" {
+			require.ErrorContains(t, err, "expecting eu-west-1")
+		}
+	}
+}
+
 func TestAKeyThatMayNotBeReadIsLookedForInTheListing(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
