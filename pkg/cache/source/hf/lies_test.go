@@ -173,6 +173,20 @@ func TestALimitThatIsUsedUpIsLeftAlone(t *testing.T) {
 	}
 }
 
+func TestAHubIsNotLeftAloneForEver(t *testing.T) {
+	for _, forEver := range []string{"2000000000", "Fri, 31 Dec 9999 23:59:59 GMT"} {
+		h := newHub(t)
+		h.put("org/m", "main", files)
+		h.Lie = sourcetest.Lie("/api/", 429, "", "Retry-After: "+forEver)
+		s, r := newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m")
+		for range 2 { // as it answers, and what is kept of that
+			_, err := s.Resolve(t.Context(), r)
+			require.Equal(t, "Throttled", model.ReasonOf(err))
+			require.InDelta(t, time.Hour, model.RetryAfter(err), float64(time.Minute))
+		}
+	}
+}
+
 func TestAMirrorThatFailsIsPassedOver(t *testing.T) {
 	const direct, cdn = "/resolve/", "/xet-bridge/"
 	for name, c := range map[string]struct {

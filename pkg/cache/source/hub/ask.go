@@ -22,7 +22,11 @@ const maxRedirects = 5
 // nobody else, whoever sent us there. Where b is given, u is at b, which may have asked to be left alone.
 func (c *Client) send(ctx context.Context, b *base, kind int, u *url.URL, part *web.Part) (*http.Response, error) {
 	if b != nil {
-		if wait := time.Until(time.Unix(0, b.quiet[kind].Load())); wait > 0 {
+		until := b.quiet[kind].Load()
+		if until == nil {
+			until = &time.Time{}
+		}
+		if wait := time.Until(*until); wait > 0 {
 			return nil, &model.Error{Reason: "Throttled", RetryAfter: wait,
 				Text: fmt.Sprintf("%s: its limit of requests is used up for another %s: a token of its own may raise it", u.Host, wait.Round(time.Second))}
 		}
@@ -52,7 +56,7 @@ func (c *Client) send(ctx context.Context, b *base, kind int, u *url.URL, part *
 	}
 	if b != nil {
 		if wait := asks(resp); wait > 0 {
-			b.quiet[kind].Store(time.Now().Add(wait).UnixNano())
+			b.quiet[kind].Store(new(time.Now().Add(wait)))
 		}
 	}
 	return resp, nil

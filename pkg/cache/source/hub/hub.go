@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -62,9 +63,9 @@ type Client struct {
 // base is a server that speaks the protocol.
 type base struct {
 	url *url.URL // without a slash at its end
-	// quiet is until when it asked to be left alone, in Unix nanoseconds, by what is asked of it: it counts
-	// calls of the API and of files apart.
-	quiet [kinds]atomic.Int64
+	// quiet is until when it asked to be left alone, nil for never, by what is asked of it: it counts calls of the API
+	// and of files apart. Not a number: the clock may be set meanwhile.
+	quiet [kinds]atomic.Pointer[time.Time]
 }
 
 // The kinds of requests that a hub counts apart.

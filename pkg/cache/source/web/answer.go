@@ -137,14 +137,17 @@ func ContentRange(h http.Header) (first, last, total int64, ok bool) {
 	return first, last, total, err == [3]error{} && 0 <= first && first <= last && last < total
 }
 
-// RetryAfter is seconds or a date (RFC 9110, 10.2.3); 0 where neither.
+// maxWait bounds what a Retry-After may ask for. A date is only as good as both clocks, and what is meant is minutes.
+const maxWait = time.Hour
+
+// RetryAfter is seconds or a date (RFC 9110, 10.2.3), an hour at most; 0 where neither.
 func RetryAfter(h http.Header) time.Duration {
 	text := h.Get("Retry-After")
 	if s, err := strconv.ParseInt(text, 10, 32); err == nil && s > 0 {
-		return time.Duration(s) * time.Second
+		return min(time.Duration(s)*time.Second, maxWait)
 	}
 	if at, err := http.ParseTime(text); err == nil {
-		return max(0, time.Until(at).Round(time.Second))
+		return min(max(0, time.Until(at).Round(time.Second)), maxWait)
 	}
 	return 0
 }
