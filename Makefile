@@ -24,6 +24,7 @@ run:
 
 test: lint
 	go test -race -shuffle=on ./...
+	go test -run 'MayBeTheLast|OrBeTheLast|ACrash' ./pkg/cache # a fault at each step: see stride there
 	CGO_ENABLED=0 go build -o /dev/null ./cmd/gpu-agent
 
 lint:

@@ -228,7 +228,7 @@ func TestEveryStepOfAnImportMayBeTheLast(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) { bundle = exported(t, root, o, "a", "b") })
 	models := map[string]map[string][]byte{"a": weights(1), "b": {"copy": weights(1)["copy"], "own": noise(7, 1000)}}
 	for _, alone := range []bool{false, true} {
-		for i, over := int64(1), false; !over; i++ {
+		for i, over := int64(1), false; !over; i += stride {
 			t.Run(fmt.Sprintf("alone=%t/%d", alone, i), func(t *testing.T) {
 				bubble(t, func(t *testing.T, root string, o *origin) {
 					f := &fault{at: i, alone: alone, hit: make(chan struct{})}

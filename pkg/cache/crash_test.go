@@ -123,7 +123,7 @@ func TestEveryStepOnDiskMayFailOrBeTheLast(t *testing.T) {
 	two := map[string][]byte{"x/w": noise(3, 150_000), "c": one["c"], "y/z": noise(4, 10)}
 	other := map[string][]byte{"c": one["c"], "d": noise(5, 70_000)}
 	for _, alone := range []bool{false, true} {
-		for i := int64(1); ; i++ {
+		for i := int64(1); ; i += stride {
 			f, over := &fault{at: i, alone: alone}, false
 			t.Run(fmt.Sprintf("alone=%t/%d", alone, i), func(t *testing.T) {
 				bubble(t, func(t *testing.T, root string, o *origin) {

@@ -472,7 +472,9 @@ func TestAMountOfARepositoryOfTheHubUsesItsModels(t *testing.T) {
 func TestARevisionThatAPodNamesAndThatDoesNotComeIsSaid(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		o.put("a", "111111111111ff", map[string][]byte{"w": noise(1, 100)})
-		c := open(t, config(root), o)
+		cfg := config(root)
+		cfg.Keep = 1
+		c := open(t, cfg, o)
 		c.Want([]model.Spec{demanded("a")})
 		of := func(revision string) model.Use {
 			return model.Use{Model: "a", Revision: revision, By: "ns/p", Pull: true}

@@ -28,9 +28,9 @@ func TestEveryStepOfASwitchMayFailOrBeTheLast(t *testing.T) {
 	}
 	big := map[string][]byte{"f": noise(6, 100_000)}
 	for _, alone := range []bool{false, true} {
-		step := int64(1)
+		step := int64(stride)
 		if alone {
-			step = 3 // the other scene has a lone fault at each
+			step = 3 * stride // the other scene has a lone fault at each
 		}
 		for i := int64(1); ; i += step {
 			f, over := &fault{at: i, alone: alone, hit: make(chan struct{})}, false

@@ -262,7 +262,7 @@ func TestACrashWhileUnpackingLeavesWhatCanGoOn(t *testing.T) {
 	lower := tarball(t, "models/", false, one)
 	upper := tarball(t, "models/", true, map[string][]byte{"c": two["c"], "d/e": two["d/e"]})
 	for _, alone := range []bool{false, true} {
-		for i := int64(1); ; i++ {
+		for i := int64(1); ; i += stride {
 			f, over := &fault{at: i, alone: alone, hit: make(chan struct{})}, false
 			t.Run(fmt.Sprintf("alone=%t/%d", alone, i), func(t *testing.T) {
 				bubble(t, func(t *testing.T, root string, o *origin) {
