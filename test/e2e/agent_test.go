@@ -33,6 +33,7 @@ type deployment struct {
 	inject  bool     // the models into every container with a GPU
 	catalog []string // names of models in bucket models that come when a pod asks for them
 	limit   string   // of the cache; "" is 1Gi
+	disks   string   // of the cache, beside its root's; "" is none
 
 	choices map[string]int // replicas by the name of one of NVIDIA's files, for the node's label to choose from
 }
@@ -139,9 +140,10 @@ podResources: {interval: 1s}
 cache:
   limit: %s
   keepFree: 0%%
+  disks: %s
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), models, s3Endpoint)
+`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), cmp.Or(d.disks, "[]"), models, s3Endpoint)
 }
 
 // edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod

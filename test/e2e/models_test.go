@@ -146,6 +146,78 @@ func TestPodsAskForModels(t *testing.T) {
 	n.holds(t, map[string]bool{kept: true, unused: false, next: true})
 }
 
+// TestModelsOnASecondDisk has a model on another disk than the root, and reads it by the root's path: through what the
+// device plugin mounts, and through one hostPath where the host has the disk's models mounted within the root's.
+func TestModelsOnASecondDisk(t *testing.T) {
+	n := needNode(t)
+	model, sha := n.newModel(t)
+	const disk, point = "/var/lib/gpu-agent/disks/fast", "/var/lib/gpu-agent/models/disks/fast"
+	n.must(t, "exec", "mkdir", "-p", disk)
+	n.must(t, "exec", "mount", "-t", "tmpfs", "-o", "size=200m", "fast", disk)
+	t.Cleanup(func() { n.must(t, "exec", "umount", "--lazy", disk) })
+	n.deploy(t, deployment{strategy: "envvar", driver: newDriver(t, 1), model: model, inject: true, limit: "1Mi",
+		disks: "[{name: fast, root: " + disk + "}]"})
+	n.offers(t, "1", 30*time.Second)
+	n.apply(t, restricted)
+	eventually(t, 60*time.Second, "the model is ready", func() error {
+		text, err := n.metrics()
+		if err == nil && !strings.Contains(text, `model_cache_model_ready{model="`+model+`"} 1`) {
+			err = fmt.Errorf("not yet")
+		}
+		return err
+	})
+	n.must(t, "exec", "test", "-e", disk+"/models/by-name/"+model+"/weights.bin")
+	require.Equal(t, "../disks/fast/by-name/"+model+"\n", n.must(t, "exec", "readlink", "/var/lib/gpu-agent/models/by-name/"+model))
+
+	n.apply(t, bare("reads", "", fmt.Sprintf(`    resources: {limits: {nvidia.com/gpu: 1}}
+    command:
+    - /bin/sh
+    - -c
+    - |
+      busybox sha256sum $MODEL_CACHE_DIR/by-name/%[1]s/weights.bin
+      busybox touch /models/by-name/%[1]s/x /models/disks/fast/x 2>&1 || true
+      busybox ls /models/disks/fast
+      busybox grep ' /models' /proc/self/mounts
+`, model)))
+	log := n.succeeds(t, "restricted", "reads", 60*time.Second)
+	require.Contains(t, log, sha+"  /models/by-name/"+model+"/weights.bin\n")
+	require.Contains(t, log, "touch: /models/by-name/"+model+"/x: Read-only file system")
+	require.Contains(t, log, "touch: /models/disks/fast/x: Read-only file system")
+	require.Regexp(t, `(?m)^\S+ /models \S+ ro[, ]`, log)
+	require.Regexp(t, `(?m)^fast /models/disks/fast tmpfs ro[, ]`, log)
+	require.Contains(t, log, "\nby-name\nhub\n", "the store is not to be seen")
+
+	n.must(t, "exec", "mount", "-o", "bind,ro", disk+"/models", point)
+	t.Cleanup(func() { n.must(t, "exec", "umount", "--lazy", point) })
+	pod := fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: one-volume}
+spec:
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  volumes: [{name: models, hostPath: {path: /var/lib/gpu-agent/models, type: Directory}}]
+  containers:
+  - name: serving
+    image: docker.io/library/busybox:e2e
+    imagePullPolicy: Never
+    volumeMounts:
+    - {name: models, mountPath: /models, readOnly: true}
+    - {name: models, mountPath: /model, subPath: by-name/%[1]s, readOnly: true}
+    command:
+    - /bin/sh
+    - -c
+    - |
+      busybox sha256sum /models/by-name/%[1]s/weights.bin /model/weights.bin
+      busybox touch /models/disks/fast/x /model/x 2>&1 || true
+`, model)
+	n.apply(t, pod)
+	log = n.succeeds(t, "default", "one-volume", 60*time.Second)
+	require.Contains(t, log, sha+"  /models/by-name/"+model+"/weights.bin\n"+sha+"  /model/weights.bin\n")
+	require.Contains(t, log, "touch: /models/disks/fast/x: Read-only file system")
+	require.Contains(t, log, "touch: /model/x: Read-only file system")
+}
+
 func TestModelsThroughAClaim(t *testing.T) {
 	n := needNode(t)
 	model, sha := n.newModel(t)
