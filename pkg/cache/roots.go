@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -128,10 +130,7 @@ func (s *Set) Run(ctx context.Context, name string, c *Cache) error {
 	s.mu.Lock()
 	d.cache = nil
 	if ctx.Err() == nil {
-		d.err, d.since = fmt.Errorf("it ended: %w", err), time.Now()
-		if err != nil {
-			d.err = err
-		}
+		d.err, d.since = cmp.Or(err, errors.New("it ended before it was asked to")), time.Now()
 	}
 	s.settle()
 	s.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,7 +54,8 @@ func onDisks(t *testing.T, limits []int64, f func(t *testing.T, d *disks)) {
 // start opens a disk and runs it until the returned function is called.
 func (d *disks) start(name string) (stop func()) {
 	d.t.Helper()
-	c := open(d.t, d.cfg[name], d.o)
+	c, err := Open(d.cfg[name], map[string]Source{"mem": d.o, "hf": d.o})
+	require.NoError(d.t, err)
 	ctx, cancel := context.WithCancel(d.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx, name, c) }()
@@ -369,6 +371,93 @@ func TestEachCommandFindsTheDiskOfItsModel(t *testing.T) {
 		require.Equal(t, []string{"m", "k"}, came)
 		synctest.Wait()
 		require.Equal(t, []string{"k b Ready", "m b Ready"}, d.at())
+	})
+}
+
+func TestADiskThatRefusedIsNotAskedAgainAtOnce(t *testing.T) {
+	onDisks(t, []int64{4, 4}, func(t *testing.T, d *disks) {
+		d.o.hold("k")
+		k := spec("k", "k")
+		k.OnDemand = true // nothing of it is anywhere
+		d.Want([]model.Spec{k})
+		d.all()
+		root, b := d.disk(""), d.disk("b")
+		require.Equal(t, root, d.homes["k"])
+		files := d.o.models["k"].Files
+		require.False(t, d.elsewhere(root, "k", files, false), "there is room")
+		require.True(t, d.elsewhere(root, "k", files, true), "for some other reason there is none")
+		require.Equal(t, b, d.homes["k"])
+		require.False(t, d.elsewhere(root, "k", files, true), "it is not there any more")
+		require.False(t, d.elsewhere(b, "k", files, true), "or it would be carried to and fro")
+		time.Sleep(refusedFor)
+		require.True(t, d.elsewhere(b, "k", files, true))
+		require.Equal(t, root, d.homes["k"])
+	})
+}
+
+func TestTheHubOfTheRootFollowsAModelFromDiskToDisk(t *testing.T) {
+	onDisks(t, []int64{4, 6, 5}, func(t *testing.T, d *disks) {
+		d.o.hub["org"] = model.Hub{Repo: "org/m", Revision: "main"}
+		d.o.put("org", strings.Repeat("0a", 20), map[string][]byte{"config.json": noise(1, 2*mega)})
+		d.Want([]model.Spec{{Name: "k", Source: model.Ref{Scheme: "hf", Host: "org", Path: "/m"}}})
+		d.start("")
+		stops := map[string]func(){"b": d.start("b"), "c": d.start("c")}
+		for _, disk := range []string{"b", "c"} {
+			d.after(time.Minute)
+			require.Equal(t, []string{"k " + disk + " Ready"}, d.at())
+			require.Equal(t, disk, linkOf(d.path("", "hub", "models--org--m")))
+			d.lost(disk, stops[disk])
+			d.after(diskPatience + time.Minute)
+		}
+		require.Equal(t, []string{"k root Ready"}, d.at())
+		text, err := os.ReadFile(d.path("", "hub", "models--org--m", "refs", "main"))
+		require.NoError(t, err)
+		require.Equal(t, strings.Repeat("0a", 20), string(text))
+	})
+}
+
+func TestModelsOfOneRepositoryAreOnOneDiskAndInTheHubOfTheRoot(t *testing.T) {
+	onDisks(t, []int64{4, 5, 4}, func(t *testing.T, d *disks) {
+		commit := strings.Repeat("0a", 20)
+		d.o.hub["org"] = model.Hub{Repo: "org/m", Revision: "main"}
+		d.o.put("org", commit, map[string][]byte{"config.json": noise(1, 2*mega)})
+		d.o.hold("other")
+		d.Want(nil)
+		stop := d.all()
+		for _, s := range []model.Spec{
+			{Name: "k", Source: model.Ref{Scheme: "hf", Host: "org", Path: "/m"}},
+			{Name: "l", Source: model.Ref{Scheme: "hf", Host: "org", Path: "/m@" + commit}},
+			spec("other", "other"),
+		} {
+			_, err := d.Pull(t.Context(), s)
+			require.NoError(t, err)
+			d.after(time.Minute)
+		}
+		require.Equal(t, []string{"k b Ready", "l b Ready", "other root Ready"}, d.at())
+		require.EqualValues(t, 2*mega, d.Get().Disks[1].Used, "they share what they hold")
+		target, err := os.Readlink(d.path("", "hub", "models--org--m"))
+		require.NoError(t, err)
+		require.Equal(t, "../disks/b/hub/models--org--m", target)
+		require.NoError(t, os.Remove(d.path("", "disks", "b")))
+		require.NoError(t, os.Symlink(d.path("b"), d.path("", "disks", "b"))) // as a mount would be
+		text, err := os.ReadFile(d.path("", "hub", "models--org--m", "refs", "main"))
+		require.NoError(t, err)
+		require.Equal(t, commit, string(text))
+		body, err := os.ReadFile(d.path("", "by-name", "k@"+commit[:12], "config.json"))
+		require.NoError(t, err)
+		require.Equal(t, d.o.content["org"]["config.json"], body)
+
+		// The root looks through that mount, and takes nothing there for its own.
+		stop()
+		d.all()
+		d.after(time.Minute)
+		require.Equal(t, []string{"k b Ready", "l b Ready", "other root Ready"}, d.at())
+		require.EqualValues(t, mega, d.Get().Disks[0].Used)
+		require.NoError(t, d.Remove(t.Context(), "k", false))
+		require.NoError(t, d.Remove(t.Context(), "l", false))
+		synctest.Wait()
+		require.NoFileExists(t, d.path("", "hub", "models--org--m"))
+		require.Equal(t, map[string]string{"other": "", "other@r1": ""}, d.seen())
 	})
 }
 
