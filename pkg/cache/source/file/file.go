@@ -15,6 +15,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -156,6 +157,7 @@ func version(info fs.FileInfo) string {
 
 func list(ctx context.Context, root *os.Root, rel, dir string, ref model.Ref) (model.Manifest, error) {
 	var files []model.File
+	most := maxFiles
 	err := fs.WalkDir(root.FS(), rel, func(at string, e fs.DirEntry, err error) error {
 		name := strings.TrimPrefix(strings.TrimPrefix(at, rel), "/")
 		if rel == "." {
@@ -169,7 +171,9 @@ func list(ctx context.Context, root *os.Root, rel, dir string, ref model.Ref) (m
 			return explain(key, err)
 		case e.IsDir():
 			return nil
-		case len(files) == maxFiles:
+		case name == model.SumsName:
+			most++ // it is none of them
+		case len(files) == most:
 			return &model.Error{Reason: "TooManyFiles", Final: true,
 				Text: fmt.Sprintf("%s: more than %d files: name a directory further down", ref, maxFiles)}
 		}
@@ -177,7 +181,7 @@ func list(ctx context.Context, root *os.Root, rel, dir string, ref model.Ref) (m
 		if err != nil {
 			return explain(key, err)
 		}
-		f, err := describe(info, name, key)
+		f, err := describe(info, key[len(dir)+1:], key) // one text for both
 		files = append(files, f)
 		return err
 	})
@@ -196,13 +200,9 @@ func list(ctx context.Context, root *os.Root, rel, dir string, ref model.Ref) (m
 // sums gives the files the digests of a SHA256SUMS among them, which is a list of the model and no part of it.
 func sums(root *os.Root, rel, dir string, ref model.Ref, files []model.File) ([]model.File, error) {
 	key := dir + "/" + model.SumsName
-	var kept []model.File
-	for _, f := range files {
-		if f.Path != model.SumsName {
-			kept = append(kept, f)
-		}
-	}
-	if len(kept) == len(files) {
+	n := len(files)
+	kept := slices.DeleteFunc(files, func(f model.File) bool { return f.Path == model.SumsName })
+	if len(kept) == n {
 		if ref.Digest != "" {
 			return nil, &model.Error{Reason: "WrongDigest", Final: true, Text: "file://" + key, Err: errors.New("the source's #sha256 is for one file, or for a SHA256SUMS in the directory: there is none")}
 		}
