@@ -6,6 +6,7 @@ package durable
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -34,7 +35,15 @@ const TempPrefix = ".tmp-"
 
 // WriteFile replaces path by data: after a crash the file holds the old content or the new one, whole.
 // It is durable when WriteFile returns nil.
-func (d Disk) WriteFile(path string, data []byte, perm os.FileMode) (err error) {
+func (d Disk) WriteFile(path string, data []byte, perm os.FileMode) error {
+	return d.WriteStream(path, perm, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// WriteStream is WriteFile for what content writes, which ends it with an error.
+func (d Disk) WriteStream(path string, perm os.FileMode, content func(io.Writer) error) (err error) {
 	if err := d.step("create", path); err != nil {
 		return err
 	}
@@ -50,7 +59,7 @@ func (d Disk) WriteFile(path string, data []byte, perm os.FileMode) (err error) 
 	if err := d.step("write", path); err != nil {
 		return err
 	}
-	if _, err := f.Write(data); err != nil {
+	if err := content(f); err != nil {
 		return err
 	}
 	if err := f.Chmod(perm); err != nil {

@@ -48,7 +48,8 @@ type Cache struct {
 	mu       sync.Mutex // guards what follows, the entries' fields included; never held over I/O on content
 	asked    int64      // number of the newest Pull
 	models   map[string]*entry
-	blobs    map[model.Digest]int64 // bytes
+	blobs    map[model.Digest]int64 // bytes; see addBlob
+	stored   int64                  // their sum: there may be 100,000, and it is asked for twice a second
 	foreign  int64                  // bytes in by-name that this cache did not bring; constant after Open
 	failures map[string]int64       // by reason
 	evicted  int64
@@ -189,12 +190,22 @@ func (c *Cache) publish() {
 	c.inventory.Set(inv)
 }
 
+// addBlob notes a blob of n bytes. c.mu is held, or the Cache is not shared yet.
+func (c *Cache) addBlob(d model.Digest, n int64) {
+	c.dropBlob(d)
+	c.blobs[d] = n
+	c.stored += n
+}
+
+// dropBlob notes that a blob is gone. c.mu is held.
+func (c *Cache) dropBlob(d model.Digest) {
+	c.stored -= c.blobs[d]
+	delete(c.blobs, d)
+}
+
 // ledger is what the content takes, and what is promised to downloads beyond that. c.mu is held.
 func (c *Cache) ledger() (used, reserved int64) {
-	used = c.foreign
-	for _, n := range c.blobs {
-		used += n
-	}
+	used = c.foreign + c.stored
 	for _, e := range c.models {
 		if e.job != nil && e.job.admitted {
 			got := e.job.got.Load()
@@ -224,14 +235,14 @@ func (c *Cache) status(e *entry) model.Status {
 	}
 	if j := e.job; j != nil {
 		s.Revision, s.Files = j.plan.Manifest.Revision, len(j.plan.Manifest.Files)
-		s.Size, s.Done = j.plan.Manifest.Size(), min(j.plan.Manifest.Size(), j.have+j.got.Load())
+		s.Size, s.Done = j.size, min(j.size, j.have+j.got.Load())
 	}
 	if r := e.visible; r != nil {
 		if !e.held() && (e.busy != nil || e.due()) {
 			s.Update = &model.Update{Revision: s.Revision, Size: s.Size, Done: s.Done}
 		}
 		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
-		s.Files, s.Size, s.Done = len(r.Files), r.size(), r.size()
+		s.Files, s.Size, s.Done = len(r.Files), r.size, r.size
 		w := c.warmth[r]
 		if s.Warmth = w.text; w.looked {
 			s.Resident = &w.resident

@@ -58,15 +58,20 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	defer cancel()
 	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, fetched: &c.fetched, cancel: cancel}
 	j.err, j.lane = nil, c.streams.lane(originOf(ref))
-	ranges := 0
+	todo := 1 // more than there is: for a second stream to where the first is slow
 	for _, s := range j.slots {
-		switch s.opening, s.plain, s.inflight, s.taken = false, false, 0, 0; {
+		s.inflight = 0
+		if !s.small {
+			s.opening, s.plain, s.taken = false, false, 0
+		}
+		switch {
 		case s.sum != "":
 		case s.small:
 			f.waiting = append(f.waiting, s)
+			todo++
 		default:
 			f.large = append(f.large, s)
-			ranges += len(s.have)
+			todo += len(s.have)
 			s.claimed = make([]bool, len(s.have))
 			for i := range s.have {
 				s.claimed[i] = s.full(i)
@@ -74,8 +79,7 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 		}
 	}
 	f.allowance = max(hedgeRanges*j.plan.Step, j.fetch/hedgeShare)
-	// One more than there is to do: for a second stream to where the first is slow.
-	f.workers = min(ranges+len(f.waiting)+1, c.cfg.Streams)
+	f.workers = min(todo, c.cfg.Streams)
 	var group, keeper sync.WaitGroup
 	for range f.workers {
 		group.Go(func() { f.work(ctx) })
@@ -215,7 +219,7 @@ func (f *fetcher) release(ctx context.Context, c claim, err error) {
 	}
 	switch {
 	case err == nil, errors.Is(err, errLeft):
-	case s.plain && c.i >= 0:
+	case c.i >= 0 && s.plain:
 		// One of the ranges that the plain stream takes the place of.
 	case model.ReasonOf(err) == "RangeIgnored" && c.i >= 0 && len(s.have) > 1:
 		s.plain = true
@@ -239,7 +243,7 @@ func (f *fetcher) fail(ctx context.Context, s *slot, err error) {
 }
 
 func (f *fetcher) openFile(s *slot) error {
-	data, err := f.disk.OpenFile(s.path, 0o600)
+	data, err := f.disk.OpenFile(s.path(), 0o600)
 	if err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 			if !save {
 				s.unhash() // it may hold a part of what was read
 			}
-			return ours(fmt.Errorf("%s: %w", s.path, err))
+			return ours(fmt.Errorf("%s: %w", s.path(), err))
 		}
 		if !save {
 			s.dropped, s.hashed = from, end
@@ -126,7 +126,7 @@ func (f *fetcher) complete(s *slot) error {
 		f.finished(s)
 		f.mu.Unlock()
 		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true, Text: text},
-			f.disk.Remove(s.journal()), f.disk.Remove(s.path))
+			f.disk.Remove(s.journal()), f.disk.Remove(s.path()))
 	}
 	if err := f.sync(s); err != nil {
 		return ours(err)
@@ -199,7 +199,7 @@ func (f *fetcher) keep(ctx context.Context) {
 func (j *job) park() error {
 	var errs []error
 	for _, s := range j.slots {
-		if s.data == nil {
+		if s.small || s.data == nil {
 			continue
 		}
 		if s.stop != nil {

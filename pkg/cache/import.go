@@ -160,7 +160,7 @@ func (c *Cache) bringIn(ctx context.Context, e *entry, ref model.Ref, b bundled,
 
 // copyIn makes the content of s durable, from the bundle.
 func (c *Cache) copyIn(ctx context.Context, j *job, s *slot, in *bundleReader) error {
-	content, err := in.blob(s.file)
+	content, err := in.blob(*s.file)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func (c *Cache) copyIn(ctx context.Context, j *job, s *slot, in *bundleReader) e
 	j.got.Add(-s.bytes())
 	s.reset()
 	counted := &counting{ctx: ctx, j: j, r: content}
-	sum, err := c.store(s.path, s.file.Size, counted)
+	sum, err := c.store(s.path(), s.file.Size, counted)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = bad("it was cut off within the content of %q", s.file.Path)
 	}
@@ -183,7 +183,7 @@ func (c *Cache) copyIn(ctx context.Context, j *job, s *slot, in *bundleReader) e
 	}
 	if err != nil {
 		j.got.Add(-counted.n)
-		return errors.Join(err, c.disk.Remove(s.path))
+		return errors.Join(err, c.disk.Remove(s.path()))
 	}
 	s.sum = sum
 	return nil

@@ -20,11 +20,13 @@ import (
 // job is one partial download: store/partial/<name>. It outlives failed tries, and restarts by way of
 // its journals, and keeps its reservation as long as it exists.
 type job struct {
-	disk  durable.Disk
-	dir   string
-	plan  plan
-	slots []*slot
-	of    []int // the slot of each file of the manifest: equal content is fetched once
+	disk    durable.Disk
+	dir     string
+	plan    plan
+	size    int64 // of the files in the plan, in bytes
+	largest int64 // of them
+	slots   []*slot
+	of      []int // the slot of each file of the manifest: equal content is fetched once
 
 	fetch int64        // bytes that are to be here beside the blobs; grows and shrinks under Cache.mu while archives are unpacked
 	have  int64        // bytes that were here as blobs
@@ -49,56 +51,65 @@ type job struct {
 	err  error      // first failure
 }
 
-// slot is one content of a job.
+// slot is one content of a job. There may be 100,000 of them, nearly all of small files: what only large ones have is apart.
 type slot struct {
-	n     int // in job.slots
-	file  model.File
-	path  string
-	step  int64
-	small bool // comes whole, and has no journal of its own
-
-	have   []int64      // bytes of each range that are written, from its start
-	hash   hash.Hash    // nil of a small file
-	check  hash.Hash    // of file.Check; nil where there is none
-	hashed int64        // bytes from the start that are in hash and check
-	sum    model.Digest // once complete and verified
-	linked bool         // was here as a blob
-
-	// Of an archive whose members are here in its place; see unpack.go.
-	unpacked bool
-	members  []archive.Member
-	own      int64 // bytes of members that are not blobs
-
-	// During run:
-	data     *durable.File
-	opening  bool
-	claimed  []bool
-	taken    int // ranges before it are claimed
-	inflight int
-	hashing  bool            // somebody has the token to hash and to save
-	unsaved  int64           // bytes written since the last journal
-	due      bool            // to be saved however little that is
-	dropped  int64           // bytes from the start that need not be in the page cache
-	plain    bool            // the origin ignores ranges: one stream from the start
-	ctx      context.Context // of the streams of this file; made by the first, ended by stop
-	stop     context.CancelFunc
+	n        int          // in job.slots
+	file     *model.File  // in the job's plan
+	folder   string       // the job's
+	at       string       // where it is instead of in its place there; "" where it is not
+	small    bool         // comes whole, and has no journal of its own
+	linked   bool         // was here as a blob
+	unpacked bool         // an archive whose members are here in its place; see unpack.go
+	sum      model.Digest // once complete and verified
+	inflight int          // streams, during run
+	*ranges               // nil of a small file, but for keepSmall
 }
 
-func newSlot(dir string, n int, f model.File, step int64) *slot {
-	s := &slot{n: n, file: f, path: filepath.Join(dir, fmt.Sprintf("%05d", n)), step: step}
-	s.small = f.Archive == "" && f.Size <= min(step/smallShare, bufferSize)
-	s.reset()
+// ranges is how far the file of a slot has come.
+type ranges struct {
+	step   int64
+	have   []int64 // bytes of each range that are written, from its start
+	hash   hash.Hash
+	check  hash.Hash // of file.Check; nil where there is none
+	hashed int64     // bytes from the start that are in hash and check
+
+	// Of an archive that is unpacked:
+	members []archive.Member
+	own     int64 // bytes of members that are not blobs
+
+	// During run:
+	data    *durable.File
+	opening bool
+	claimed []bool
+	taken   int             // ranges before it are claimed
+	hashing bool            // somebody has the token to hash and to save
+	unsaved int64           // bytes written since the last journal
+	due     bool            // to be saved however little that is
+	dropped int64           // bytes from the start that need not be in the page cache
+	plain   bool            // the origin ignores ranges: one stream from the start
+	ctx     context.Context // of the streams of this file; made by the first, ended by stop
+	stop    context.CancelFunc
+}
+
+func newSlot(dir string, n int, f *model.File, step int64) slot {
+	s := slot{n: n, file: f, folder: dir}
+	if s.small = f.Archive == "" && f.Size <= min(step/smallShare, bufferSize); !s.small {
+		s.ranges = &ranges{step: step}
+		s.reset()
+	}
 	return s
 }
 
 // reset forgets all content.
 func (s *slot) reset() {
-	n := int((s.file.Size + s.step - 1) / s.step)
-	s.have, s.claimed, s.taken, s.sum = make([]int64, n), nil, 0, ""
-	s.unsaved, s.due, s.dropped = 0, false, 0
-	if !s.small {
-		s.unhash()
+	s.sum = ""
+	if s.small {
+		return
 	}
+	n := int((s.file.Size + s.step - 1) / s.step)
+	s.have, s.claimed, s.taken = make([]int64, n), nil, 0
+	s.unsaved, s.due, s.dropped = 0, false, 0
+	s.unhash()
 }
 
 // unhash forgets what was hashed, so that hashing begins at the start again.
@@ -107,7 +118,14 @@ func (s *slot) unhash() {
 	s.check, _ = s.file.Check.Hash(s.file.Size) // checkManifest has seen that there is one
 }
 
-func (s *slot) journal() string { return s.path + ".json" }
+func (s *slot) path() string {
+	if s.at != "" {
+		return s.at
+	}
+	return filepath.Join(s.folder, fmt.Sprintf("%05d", s.n))
+}
+
+func (s *slot) journal() string { return s.path() + ".json" }
 
 // span is the place of range i.
 func (s *slot) span(i int) (off, n int64) {
@@ -123,6 +141,9 @@ func (s *slot) full(i int) bool {
 
 // bytes is how much of the content is written.
 func (s *slot) bytes() (sum int64) {
+	if s.small {
+		return 0 // it comes whole
+	}
 	for _, n := range s.have {
 		sum += n
 	}
@@ -131,22 +152,29 @@ func (s *slot) bytes() (sum int64) {
 
 // newJob lays out the slots of p.
 func newJob(disk durable.Disk, dir string, p plan) *job {
-	j := &job{disk: disk, dir: dir, plan: p}
+	j := &job{disk: disk, dir: dir, plan: p, size: sizeOf(p.Manifest.Files)}
 	j.cond = sync.NewCond(&j.mu)
 	type content struct {
 		model.Digest
 		model.Archive
 	}
-	known := map[content]int{}
-	for _, f := range p.Manifest.Files {
+	files := p.Manifest.Files
+	known := make(map[content]int, len(files))
+	all := make([]slot, 0, len(files)) // in one piece
+	j.slots, j.of = make([]*slot, 0, len(files)), make([]int, 0, len(files))
+	for i, f := range files {
+		j.largest = max(j.largest, f.Size)
 		of := content{f.Digest, f.Archive}
 		if at, ok := known[of]; ok && f.Digest != "" {
 			j.of = append(j.of, at)
 			continue
 		}
-		known[of] = len(j.slots)
-		j.of = append(j.of, len(j.slots))
-		j.slots = append(j.slots, newSlot(dir, len(j.slots), f, p.Step))
+		n := len(all)
+		if f.Digest != "" {
+			known[of] = n
+		}
+		all = append(all, newSlot(dir, n, &files[i], p.Step))
+		j.of, j.slots = append(j.of, n), append(j.slots, &all[n])
 	}
 	return j
 }
@@ -169,7 +197,7 @@ func (j *job) count() {
 			j.left++
 		}
 	}
-	j.have = j.plan.Manifest.Size() - (j.fetch - unpacked)
+	j.have = j.size - (j.fetch - unpacked)
 	j.got.Store(got)
 }
 
@@ -201,14 +229,14 @@ func (c *Cache) resume(name string) (*job, error) {
 			j.admitted = j.admitted || s.own > 0
 			continue
 		}
-		info, err := os.Lstat(s.path)
+		info, err := os.Lstat(s.path())
 		saved := journal{Sum: sums[s.n]}
 		read := err == nil && info.Size() == s.file.Size && (saved.Sum != "" || !s.small && readJSON(s.journal(), &saved) == nil)
 		if !read || !s.restore(saved) {
 			s.reset() // fetched again: nothing says what is in it
 			if err == nil && (s.small || durable.Links(info) > 1) {
 				// A blob that others have, linked just before a crash: not to be written into.
-				if err := c.disk.Remove(s.path); err != nil {
+				if err := c.disk.Remove(s.path()); err != nil {
 					return nil, err
 				}
 				continue
@@ -370,7 +398,7 @@ func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) 
 		if !ok || size != s.file.Size {
 			continue
 		}
-		if err := c.disk.Link(c.at.blob(s.file.Digest), s.path); err != nil {
+		if err := c.disk.Link(c.at.blob(s.file.Digest), s.path()); err != nil {
 			return nil, err
 		}
 		s.sum, s.linked = s.file.Digest, true
@@ -450,7 +478,7 @@ func (j *job) allocate() error {
 		if s.sum != "" || s.small {
 			continue
 		}
-		f, err := j.disk.OpenFile(s.path, 0o600)
+		f, err := j.disk.OpenFile(s.path(), 0o600)
 		if err != nil {
 			return err
 		}
@@ -469,8 +497,10 @@ func (j *job) allocate() error {
 func (j *job) allocated() int64 {
 	var sum int64
 	for _, s := range j.slots {
-		sum += s.own // synced, and so on the disk
-		if info, err := os.Lstat(s.path); err == nil && !s.linked {
+		if !s.small {
+			sum += s.own // synced, and so on the disk
+		}
+		if info, err := os.Lstat(s.path()); err == nil && !s.linked {
 			sum += min(durable.Allocated(info), s.file.Size)
 		}
 	}

@@ -164,17 +164,17 @@ func (c *Cache) scanOld() error {
 		return err
 	}
 	for _, f := range entries {
-		var r record
 		path := c.at.join("store", "revisions", f.Name())
-		if readJSON(path, &r) == nil && model.CheckName(r.Name) == nil && c.at.old(&r) == path && !r.Retired.IsZero() {
+		r, bad := readRecord(path)
+		if bad == nil && model.CheckName(r.Name) == nil && c.at.old(r) == path && !r.Retired.IsZero() {
 			e := c.entry(r.Name)
-			dir := c.at.revision(&r)
+			dir := c.at.revision(r)
 			switch {
 			case e.visible != nil && c.at.revision(e.visible) == dir:
 			case c.matches(dir, r.Files, nil):
-				e.old = append(e.old, &r)
+				e.old = append(e.old, r)
 				continue
-			case c.shows(dir, &r):
+			case c.shows(dir, r):
 				err = c.hide(dir)
 			}
 		}
@@ -198,7 +198,7 @@ func (c *Cache) scanOld() error {
 
 func (c *Cache) oldStatus(e *entry, r *record) model.Revision {
 	return model.Revision{
-		Revision: r.Revision, Path: c.at.revision(r), Size: r.size(), Files: len(r.Files), Retired: r.Retired,
+		Revision: r.Revision, Path: c.at.revision(r), Size: r.size, Files: len(r.Files), Retired: r.Retired,
 		LastUse: e.opened(r), Pinned: slices.Contains(e.memory.Pins, r.short()), InUse: c.inUse(e, r),
 	}
 }

@@ -3,9 +3,11 @@ package cache
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
+	jsonv1 "encoding/json"
+	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"reflect"
@@ -33,6 +35,8 @@ type record struct {
 	// Of a model with archives: what the origin named, and what the archives hold.
 	Origin   []model.File       `json:"origin,omitempty"`
 	Archives []archive.Unpacked `json:"archives,omitempty"`
+
+	size int64 // of Files, in bytes
 }
 
 // named is the files as the origin named them, digests that it did not name included.
@@ -43,7 +47,7 @@ func (r *record) named() []model.File {
 	return r.Files
 }
 
-func (r *record) size() int64 { return model.Manifest{Files: r.Files}.Size() }
+func sizeOf(files []model.File) int64 { return model.Manifest{Files: files}.Size() }
 
 // plan is what a partial download is of: store/partial/<name>/plan.json.
 type plan struct {
@@ -98,23 +102,39 @@ func fingerprint(r model.Ref) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Files are read and written as streams: that of a model of 100,000 files has tens of megabytes, and would be in memory
+// several times over.
+
 func readJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(data, v); err != nil {
+	defer f.Close()
+	if err := json.UnmarshalRead(f, v, jsonv1.DefaultOptionsV1()); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }
 
-func writeJSON(disk durable.Disk, path string, v any, perm fs.FileMode) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+// readRecord reads what writeJSON made of a record.
+func readRecord(path string) (*record, error) {
+	var r record
+	if err := readJSON(path, &r); err != nil {
+		return nil, err
 	}
-	return disk.WriteFile(path, append(data, '\n'), perm)
+	r.size = sizeOf(r.Files)
+	return &r, nil
+}
+
+func writeJSON(disk durable.Disk, path string, v any, perm fs.FileMode) error {
+	return disk.WriteStream(path, perm, func(w io.Writer) error {
+		if err := json.MarshalWrite(w, v, jsonv1.DefaultOptionsV1()); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		_, err := io.WriteString(w, "\n")
+		return err
+	})
 }
 
 func exists(path string) bool {

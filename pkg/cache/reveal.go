@@ -25,11 +25,19 @@ import (
 func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	c.links.Lock()
 	defer c.links.Unlock()
-	r := &record{Name: e.name, Source: ref.String(), Ref: fingerprint(ref),
-		Revision: j.plan.Manifest.Revision, Hub: j.plan.Manifest.Hub, Files: slices.Clone(j.plan.Manifest.Files), Published: time.Now().UTC()}
+	files, own := j.plan.Manifest.Files, false
 	for i, at := range j.of {
-		r.Files[i].Digest = j.slots[at].sum
+		sum := j.slots[at].sum
+		if sum == files[i].Digest {
+			continue
+		}
+		if !own {
+			files, own = slices.Clone(files), true // the plan stays what the origin said
+		}
+		files[i].Digest = sum
 	}
+	r := &record{Name: e.name, Source: ref.String(), Ref: fingerprint(ref),
+		Revision: j.plan.Manifest.Revision, Hub: j.plan.Manifest.Hub, Files: files, size: sizeOf(files), Published: time.Now().UTC()}
 	r.Origin, r.Archives = j.origin, j.archives
 	if err := c.nameBlobs(j); err != nil {
 		return fmt.Errorf("store the files of model %s: %w", e.name, err)
@@ -37,7 +45,7 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 	err := c.become(e, r, func(m *memory) {
 		e.job = nil
 		for _, s := range j.slots {
-			c.blobs[s.sum] = s.file.Size
+			c.addBlob(s.sum, s.file.Size)
 		}
 		if m.Held != (hold{Revision: r.Revision, Ref: r.Ref}) {
 			m.Held = hold{}
@@ -113,16 +121,19 @@ func (c *Cache) nameBlobs(j *job) error {
 		if here && size == s.file.Size {
 			continue
 		}
-		if err := c.disk.Remove(blob); err != nil {
-			return err
-		}
 		if dir := filepath.Dir(blob); !dirs[dir] {
 			dirs[dir] = true
 			if err := c.disk.MkdirAll(dir, 0o755); err != nil {
 				return err
 			}
 		}
-		if err := c.disk.Link(s.path, blob); err != nil {
+		err := c.disk.Link(s.path(), blob)
+		if errors.Is(err, fs.ErrExist) { // damaged, or not counted
+			if err = c.disk.Remove(blob); err == nil {
+				err = c.disk.Link(s.path(), blob)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -153,6 +164,9 @@ func (c *Cache) build(aside string, files []model.File, texts map[string]string)
 	}
 	place := func(path string) (to string, err error) {
 		to = filepath.Join(aside, filepath.FromSlash(path))
+		if dirs[filepath.Dir(to)] {
+			return to, nil
+		}
 		for dir := filepath.Dir(to); !dirs[dir]; dir = filepath.Dir(dir) {
 			dirs[dir] = true
 		}
@@ -277,7 +291,7 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 		}
 	}
 	for d := range bad {
-		delete(c.blobs, d) // nothing links it from here on
+		c.dropBlob(d) // nothing links it from here on
 	}
 	c.mu.Unlock()
 	var errs []error

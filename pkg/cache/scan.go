@@ -32,7 +32,7 @@ func (c *Cache) scanBlobs() error {
 		if err != nil {
 			return err
 		}
-		c.blobs[d] = info.Size()
+		c.addBlob(d, info.Size())
 		return nil
 	})
 }
@@ -85,8 +85,7 @@ func (c *Cache) scanModels() error {
 	}
 	for _, path := range pending {
 		name := strings.TrimSuffix(filepath.Base(path), "+next.json")
-		var r record
-		if readJSON(path, &r) == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
+		if r, bad := readRecord(path); bad == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
 			err = errors.Join(c.disk.Rename(path, c.at.manifest(name)), c.disk.SyncDir(c.at.manifests()))
 		} else {
 			err = c.disk.Remove(path)
@@ -100,10 +99,9 @@ func (c *Cache) scanModels() error {
 		return err
 	}
 	for _, name := range manifests {
-		var r record
-		err := readJSON(c.at.manifest(name), &r)
+		r, err := readRecord(c.at.manifest(name))
 		if err == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
-			c.entry(name).visible = &r
+			c.entry(name).visible = r
 			continue
 		}
 		c.log.Warn("dropping a model that is not what its manifest says", "model", name, "err", err)
@@ -241,12 +239,12 @@ func (c *Cache) hide(dir string) error {
 // matches reports whether a directory holds exactly these files, as links of blobs, and these texts. It
 // trusts the size of a blob and not its content: see Verify.
 func (c *Cache) matches(root string, files []model.File, texts map[string]string) bool {
-	want, found := map[string]model.File{}, 0
-	for _, f := range files {
+	want, found := make(map[string]int, len(files)), 0
+	for i, f := range files {
 		if d, err := model.ParseDigest(string(f.Digest)); err != nil || d != f.Digest {
 			return false
 		}
-		want[f.Path] = f
+		want[f.Path] = i
 	}
 	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -263,10 +261,11 @@ func (c *Cache) matches(root string, files []model.File, texts map[string]string
 			}
 			return nil
 		}
-		f, ok := want[filepath.ToSlash(rel)]
+		i, ok := want[filepath.ToSlash(rel)]
 		if !ok {
 			return fs.ErrInvalid
 		}
+		f := files[i]
 		delete(want, f.Path)
 		here, err := os.Lstat(path)
 		if err != nil {
@@ -327,6 +326,6 @@ func (c *Cache) dropOrphan(d model.Digest) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.blobs, d)
+	c.dropBlob(d)
 	return nil
 }

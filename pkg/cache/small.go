@@ -80,18 +80,21 @@ func (f *fetcher) keepSmall(s *slot, content []byte) (model.Digest, error) {
 	if int64(len(content)) != s.file.Size {
 		return "", nil // the stream ended early, and says so
 	}
+	s.ranges = &ranges{} // for its hashes
+	defer func() { s.ranges = nil }()
 	s.unhash()
 	_, _ = s.hashes().Write(content) // a hash never fails
 	sum := model.Digest(hex.EncodeToString(s.hash.Sum(nil)))
-	text := s.wrong(sum)
-	s.hash, s.check = nil, nil
-	if text != "" {
+	if text := s.wrong(sum); text != "" {
 		return "", &model.Error{Reason: "WrongDigest", Final: true, Text: text}
 	}
-	err := f.disk.CreateFile(s.path, content, 0o444)
+	if sum == s.file.Digest {
+		sum = s.file.Digest // one text of both
+	}
+	err := f.disk.CreateFile(s.path(), content, 0o444)
 	if errors.Is(err, fs.ErrExist) { // of a try whose list was not written
-		if err = f.disk.Remove(s.path); err == nil {
-			err = f.disk.CreateFile(s.path, content, 0o444)
+		if err = f.disk.Remove(s.path()); err == nil {
+			err = f.disk.CreateFile(s.path(), content, 0o444)
 		}
 	}
 	if err != nil {
@@ -133,7 +136,7 @@ func (f *fetcher) syncBatch(batch map[int]model.Digest) error {
 		}
 	} else {
 		for _, n := range slices.Sorted(maps.Keys(batch)) {
-			if err := f.disk.SyncFile(f.slots[n].path); err != nil {
+			if err := f.disk.SyncFile(f.slots[n].path()); err != nil {
 				return err
 			}
 		}

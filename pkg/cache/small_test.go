@@ -2,9 +2,14 @@ package cache
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,6 +17,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/archive"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -155,4 +162,47 @@ func TestFewSmallFilesDoNotWaitForABatch(t *testing.T) {
 		}
 		holds(t, root, "a", files)
 	})
+}
+
+// TestManySmallFilesTakeLittleMemory counts what a download keeps of each, beside what the origin said.
+func TestManySmallFilesTakeLittleMemory(t *testing.T) {
+	p := plan{Step: 16 << 20}
+	for i := range 10_000 {
+		digest := model.Digest(fmt.Sprintf("%064x", i))
+		p.Manifest.Files = append(p.Manifest.Files, model.File{Path: fmt.Sprintf("f%05d", i), Size: 2000, Digest: digest})
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	j := newJob(durable.Disk{}, "/store/partial/a", p)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	require.Len(t, j.slots, 10_000)
+	require.Less(t, int64(after.HeapAlloc-before.HeapAlloc), int64(10_000*150))
+}
+
+// TestFilesAreAsEarlierVersionsWroteThem compares with encoding/json, which has the whole of one in memory.
+func TestFilesAreAsEarlierVersionsWroteThem(t *testing.T) {
+	digest := model.Digest(strings.Repeat("0a", 32))
+	files := []model.File{{Path: "a<b", Size: 1, Digest: digest, Check: "md5:00", Version: "v\u2028", Key: "k"}, {Path: "é"}}
+	for name, v := range map[string]any{
+		"record": &record{Name: "a", Files: files, Published: time.Unix(1, 5).UTC(), Archives: []archive.Unpacked{{Digest: digest}}},
+		"empty":  &record{},
+		"plan":   &plan{Step: 1, Manifest: model.Manifest{Files: files}},
+		"batch":  &map[int]model.Digest{10: digest, 9: digest},
+		"journal": &journal{Done: []byte{1}, Parts: map[int]int64{11: 1, 2: 2}, Hash: []byte("x"), Unpacked: true,
+			Members: []archive.Member{{Path: "p", Size: 1}}},
+		"memory": &memory{Pins: []string{"a"}, Uses: map[string]time.Time{"b": time.Unix(2, 0).UTC()}, Held: hold{Revision: "r"}},
+	} {
+		path := filepath.Join(t.TempDir(), "f.json")
+		require.NoError(t, writeJSON(durable.Disk{}, path, v, 0o600))
+		want, err := json.Marshal(v)
+		require.NoError(t, err)
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, string(want)+"\n", string(got), name)
+		again := reflect.New(reflect.TypeOf(v).Elem()).Interface()
+		require.NoError(t, readJSON(path, again))
+		require.Equal(t, v, again, name)
+	}
 }

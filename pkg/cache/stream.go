@@ -81,7 +81,7 @@ func (f *fetcher) stream(ctx context.Context, s *slot, off, n int64, firm bool, 
 		f.streams.failed(t.lane, err, t.began)
 		return err
 	}
-	body, err := f.src.Open(ctx, f.ref, s.file, off, n)
+	body, err := f.src.Open(ctx, f.ref, *s.file, off, n)
 	if err != nil {
 		return 0, because(err)
 	}

@@ -25,7 +25,7 @@ import (
 const flushEvery = 16 << 20
 
 // dir is where the contents of an archive are.
-func (s *slot) dir() string { return s.path + ".d" }
+func (s *slot) dir() string { return s.path() + ".d" }
 
 // content is the place of the nth of them.
 func (s *slot) content(n int) string { return filepath.Join(s.dir(), fmt.Sprintf("%06d", n)) }
@@ -45,6 +45,9 @@ func contents(members []archive.Member) []archive.Member {
 func (j *job) holds() []model.File {
 	all := slices.Clone(j.plan.Manifest.Files)
 	for _, s := range j.slots {
+		if !s.unpacked {
+			continue
+		}
 		for _, m := range contents(s.members) {
 			all = append(all, model.File{Path: m.Path, Size: m.Size, Digest: m.Digest})
 		}
@@ -83,7 +86,7 @@ func (c *Cache) resumeUnpacked(s *slot) (bool, error) {
 		}
 		if whole {
 			s.sum, s.unpacked, s.members, s.own = saved.Sum, true, saved.Members, own
-			return true, c.disk.Remove(s.path)
+			return true, c.disk.Remove(s.path())
 		}
 	}
 	return false, c.disk.RemoveTree(s.dir())
@@ -95,7 +98,7 @@ func (c *Cache) linkUnpacked(s *slot) (bool, error) {
 	if s.file.Archive == "" || s.file.Digest == "" {
 		return false, nil
 	}
-	members, ok := c.unpackedBefore(s.file)
+	members, ok := c.unpackedBefore(*s.file)
 	if !ok {
 		return false, nil
 	}
@@ -160,7 +163,7 @@ func (c *Cache) unpack(ctx context.Context, e *entry, ref model.Ref, j *job) (*j
 		origin[i].Digest = s.sum
 		if s.file.Archive == "" {
 			m.Files = append(m.Files, origin[i])
-			at[s.sum] = s.path
+			at[s.sum] = s.path()
 			continue
 		}
 		archives = append(archives, archive.Unpacked{Digest: s.sum, Kind: s.file.Archive, Members: s.members})
@@ -180,7 +183,7 @@ func (c *Cache) unpack(ctx context.Context, e *entry, ref model.Ref, j *job) (*j
 	whole := newJob(j.disk, j.dir, plan{Ref: j.plan.Ref, Step: j.plan.Step, Manifest: m})
 	whole.origin, whole.archives = origin, archives
 	for _, s := range whole.slots {
-		s.sum, s.path = s.file.Digest, at[s.file.Digest]
+		s.sum, s.at = s.file.Digest, at[s.file.Digest]
 	}
 	return whole, nil
 }
@@ -208,7 +211,7 @@ func (c *Cache) unpackOne(ctx context.Context, e *entry, j *job, s *slot) error 
 	if err := c.disk.MkdirAll(s.dir(), 0o700); err != nil {
 		return ours(err)
 	}
-	in, err := durable.Open(s.path)
+	in, err := durable.Open(s.path())
 	if err != nil {
 		return ours(err)
 	}
@@ -236,7 +239,7 @@ func (c *Cache) unpackOne(ctx context.Context, e *entry, j *job, s *slot) error 
 		return err
 	}
 	// From here on the members are what there is.
-	err = c.disk.Remove(s.path)
+	err = c.disk.Remove(s.path())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.unpacked, s.members = true, members

@@ -275,7 +275,7 @@ func (w *warmer) read(ctx context.Context, t *errand) {
 	}
 	w.say(t.record, text)
 	w.c.log.Info("model is in memory", "model", t.name, "revision", t.record.Revision, "read", bytesText(n), "resident", bytesText(w.sum(t.record)),
-		"of", bytesText(t.record.size()), "took", time.Since(began), "pods", t.pods, "err", err)
+		"of", bytesText(t.record.size), "took", time.Since(began), "pods", t.pods, "err", err)
 }
 
 var errNotAsked = errors.New("nobody needs it any more")
