@@ -157,8 +157,9 @@ func (s *streams) deal() {
 		t.began = now
 		if last := len(s.spare) - 1; last >= 0 {
 			t.buf, s.spare = s.spare[last], s.spare[:last]
-		} else {
-			t.buf = make([]byte, bufferSize)
+		}
+		if need := int(min(bufferSize, t.of.largest)); len(t.buf) < need { // a model of small files needs small ones
+			t.buf = make([]byte, need)
 		}
 		s.held[t.of] = append(s.held[t.of], t)
 		dealt <- t
