@@ -79,8 +79,15 @@ func (a *agent) opening(disk string) *opening {
 	return a.opened[disk]
 }
 
-// openCache waits for an agent that holds the cache and is about to go.
+// openCache waits for an agent that holds the cache and is about to go. Sources that could not be built when the agent
+// started are built here, try after try.
 func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) (*cache.Cache, error) {
+	if o.sources == nil {
+		var err error
+		if o.sources, err = buildSources(c); err != nil {
+			return nil, err
+		}
+	}
 	was := a.opening(disk)
 	shared := &kubeletDisk{cache: c, kubelet: kubelet, log: a.log}
 	for {

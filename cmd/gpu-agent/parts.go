@@ -294,7 +294,7 @@ func (a *agent) addPlugin(w, before *wiring) (err error) {
 
 // origins is what the caches of all disks read from, and the way there, which they share.
 type origins struct {
-	sources map[string]cache.Source
+	sources map[string]cache.Source // nil where they could not be built yet
 	line    *cache.Line
 }
 
@@ -309,6 +309,9 @@ func (a *agent) addCache(w, before *wiring) (err error) {
 	}
 	w.origins, err = again(w, before, part{"origins", c.Enabled, of{c.Sources, c.Streams, c.Bandwidth}}, before.origins, func() (origins, error) {
 		sources, err := buildSources(c)
+		if a.group == nil {
+			err = nil // the first configuration: a file that the cache lacks is no reason not to offer the GPUs
+		}
 		return origins{sources, cache.NewLine(c.Streams, bandwidth(c.Bandwidth))}, err
 	})
 	type one struct {
