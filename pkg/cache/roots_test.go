@@ -104,6 +104,13 @@ func (d *disks) at() (list []string) {
 	return list
 }
 
+// home is the disk of a name.
+func (d *disks) home(name string) *disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.homes[name]
+}
+
 // path is below the models folder of a disk.
 func (d *disks) path(disk string, parts ...string) string {
 	return filepath.Join(append([]string{d.cfg[disk].Root, "models"}, parts...)...)
@@ -382,16 +389,16 @@ func TestADiskThatRefusedIsNotAskedAgainAtOnce(t *testing.T) {
 		d.Want([]model.Spec{k})
 		d.all()
 		root, b := d.disk(""), d.disk("b")
-		require.Equal(t, root, d.homes["k"])
+		require.Equal(t, root, d.home("k"))
 		files := d.o.models["k"].Files
 		require.False(t, d.elsewhere(root, "k", files, false), "there is room")
 		require.True(t, d.elsewhere(root, "k", files, true), "for some other reason there is none")
-		require.Equal(t, b, d.homes["k"])
+		require.Equal(t, b, d.home("k"))
 		require.False(t, d.elsewhere(root, "k", files, true), "it is not there any more")
 		require.False(t, d.elsewhere(b, "k", files, true), "or it would be carried to and fro")
 		time.Sleep(refusedFor)
 		require.True(t, d.elsewhere(b, "k", files, true))
-		require.Equal(t, root, d.homes["k"])
+		require.Equal(t, root, d.home("k"))
 	})
 }
 
