@@ -107,6 +107,8 @@ if wants s3; then
 			measure s3 floor bash -c 'cp "$1"/w* "$2" && sync "$2"/w* && "${@:3}" "$2"/w*' - "$work/www/bench" "$work/out" "${digest[@]}"
 			measure s3 gpu-agent "$work/fetch" -root "$work/out" -endpoint "$s3" s3://bench/m/
 			measure s3 s5cmd s5cmd --endpoint-url "$s3" cp 's3://bench/m/*' "$work/out/"
+			# What s5cmd needs to be as sure of the bytes, and on the disk.
+			measure s3 s5cmd-verified bash -c 's5cmd --endpoint-url "$1" cp "s3://bench/m/*" "$2/" && (sync "$2"/w* & "${@:3}" "$2"/w* & wait)' - "$s3" "$work/out" "${digest[@]}"
 		done
 		kill "${servers[-1]}" && wait "${servers[-1]}" 2>/dev/null || true
 		unset 'servers[-1]'
@@ -136,7 +138,7 @@ if wants kill; then
 	{ "$work/fetch" -root "$work/out" -kill 0.9 "$http/bench/" >"$work/killed"; } 2>/dev/null || true
 	# killed with N of SIZE bytes; then F of them fetched
 	"$work/fetch" -root "$work/out" "$http/bench/" >"$work/again"
-	awk 'NR == FNR { here = $3; of = $5; next } { printf "kill      %d of %d bytes here when killed, %.1f MiB of them fetched again\n", here, of, ($5 - (of - here)) / 1048576 }' \
+	awk 'NR == FNR { here = $3; of = $5; next } { printf "kill      %.0f of %.0f bytes here when killed, %.1f MiB of them fetched again\n", here, of, ($5 - (of - here)) / 1048576 }' \
 		"$work/killed" <(tr -d , <"$work/again" | awk '{ print $1, $2, $3, $4, $5 }')
 fi
 

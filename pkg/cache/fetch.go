@@ -17,7 +17,7 @@ const (
 	progress   = 64 << 10        // bytes that count as such
 	bufferSize = 512 << 10       // of each stream: larger ones take memory and no less time, smaller ones take a quarter more CPU
 	hashLag    = 2               // ranges of a file that may wait to be hashed
-	saveEvery  = 4               // ranges between journals, all files in progress together; a kill costs up to four times as much
+	saveEvery  = 3               // ranges between journals, all files in progress together; a kill costs up to four times as much
 	saveAfter  = 5 * time.Second // between journals of a file that gets fewer bytes than that
 	openFiles  = 8               // files of a model in progress: the hash of each is bound to one core
 	plainFiles = 2               // of them in one stream each, which is not given up for another model's

@@ -28,6 +28,7 @@ func (f *fetcher) advance(s *slot) error {
 	complete := err == nil && s.hashed == s.file.Size
 	if !complete {
 		s.hashing = false
+		f.cond.Broadcast()
 	}
 	f.mu.Unlock()
 	if complete {
@@ -48,10 +49,11 @@ func (f *fetcher) follow(s *slot, buf []byte) error {
 		var err error
 		dropped := s.dropped
 		// Hash first, so that what is done is not hashed again after a restart, unless hashing falls behind.
-		save := f.enough(s) && (end == from || s.unsaved >= 2*f.bound(s))
+		save := f.enough(s) && (end == from || s.unsaved >= f.bound(s)*3/2)
 		switch {
 		case save:
 			s.unsaved, s.due = 0, false
+			f.cond.Broadcast()
 			saved, err = s.record()
 		case end == from:
 			return nil

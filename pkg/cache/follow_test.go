@@ -1,6 +1,10 @@
 package cache
 
 import (
+	"context"
+	"io"
+	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -15,14 +19,22 @@ import (
 // not hashed is memory of the node.
 func TestStreamsWaitForTheHash(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
-		const step, streams = 64 << 10, 4
+		const step = 64 << 10
 		files := map[string][]byte{"w": noise(1, 40*step)}
 		o.put("a", "r1", files)
-		going := make(chan struct{})
+		standing, going := make(chan struct{}), make(chan struct{})
+		stand := sync.OnceFunc(func() { close(standing) })
+		o.onOpen = func(_ int, _ context.Context, _ model.File, off, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			if off > 0 {
+				<-standing // one stream hashes the first range, and the other fetches one after the other
+			}
+			return nil, nil, false
+		}
 		cfg := config(root)
-		cfg.RangeSize, cfg.Streams = step, streams
+		cfg.RangeSize, cfg.Streams = step, 2
 		cfg.disk.Fault = func(op, _ string) error {
 			if op == "settle" {
+				stand()
 				<-going
 			}
 			return nil
@@ -31,8 +43,7 @@ func TestStreamsWaitForTheHash(t *testing.T) {
 		c.Want([]model.Spec{spec("a", "a")})
 		stop := run(t, c)
 		synctest.Wait()
-		require.GreaterOrEqual(t, o.bytesAsked(), int64(hashLag*step))
-		require.LessOrEqual(t, o.bytesAsked(), int64((1+hashLag+streams)*step))
+		require.Equal(t, int64(hashLag*step), o.bytesAsked())
 		close(going)
 		ready(t, c, "a")
 		holds(t, root, "a", files)
@@ -63,6 +74,40 @@ func TestAWriteThatFailsBehindTheHashLosesTheFile(t *testing.T) {
 		failed(t, c, "a", "DiskFailed")
 		ready(t, c, "a")
 		require.GreaterOrEqual(t, o.bytesAsked(), int64(16*step), "all of it came again")
+		holds(t, root, "a", files)
+		stop()
+		tidy(t, root, files)
+	})
+}
+
+// TestADiskThatIsSlowSlowsDownTheStreams has it never make anything durable: what a kill costs is bounded then, too.
+func TestADiskThatIsSlowSlowsDownTheStreams(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		const step, streams = 4 << 20, 24
+		files := map[string][]byte{"w": noise(1, streams*step)}
+		o.put("a", "r1", files)
+		going := make(chan struct{})
+		var written atomic.Int64 // buffers
+		cfg := config(root)
+		cfg.RangeSize, cfg.Streams, cfg.Limit = step, streams, 0
+		cfg.disk.Fault = func(op, path string) error {
+			switch {
+			case filepath.Base(path) != "00000":
+			case op == "write":
+				written.Add(1)
+			case op == "sync":
+				<-going
+			}
+			return nil
+		}
+		c := open(t, cfg, o)
+		c.streams.lane("mem://a").limit = streams // as with an origin that is far away
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		synctest.Wait()
+		require.LessOrEqual(t, written.Load()*bufferSize, int64(4*saveEvery*step+streams*bufferSize))
+		close(going)
+		ready(t, c, "a")
 		holds(t, root, "a", files)
 		stop()
 		tidy(t, root, files)

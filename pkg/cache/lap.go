@@ -167,6 +167,10 @@ func (f *fetcher) put(l *lap, p []byte, at int64) (save bool, err error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	f.mu.Lock()
+	// A disk that is slow to make durable what came slows down what comes, or a kill would cost any number of bytes.
+	for s.hashing && s.unsaved >= 2*f.bound(s) && f.err == nil {
+		f.cond.Wait()
+	}
 	have, done := s.have[l.i], l.done
 	f.mu.Unlock()
 	if done || have < at || at+int64(len(p)) <= have {
