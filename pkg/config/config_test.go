@@ -132,7 +132,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"a disk without a root": {head + "cache: {disks: [{name: b}]}\n",
 			"c.yaml:3: cache.disks[0].root: want an absolute path, got \"\""},
 		"a disk without a name": {head + "cache: {disks: [{root: /b}]}\n",
-			`c.yaml:3: cache.disks[0].name: want a name for the disk, such as nvme1: model name "": want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last`},
+			`c.yaml:3: cache.disks[0].name: want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last, such as nvme1, got ""`},
 		"unknown section": {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
 		"wrong type":      {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got str `many`"},
 		"section as text": {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got str `yes please`"},

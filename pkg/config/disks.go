@@ -33,8 +33,8 @@ func (c *Cache) checkDisks(f *file) {
 	names := map[string]int{}
 	for i, d := range c.Disks {
 		at := fmt.Sprintf("cache.disks[%d]", i)
-		if err := model.CheckName(d.Name); err != nil {
-			f.wrong(at+".name", "want a name for the disk, such as nvme1: %v", err)
+		if model.CheckName(d.Name) != nil {
+			f.wrong(at+".name", "want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last, such as nvme1, got %q", d.Name)
 		} else if d.Name == cache.RootDisk {
 			f.wrong(at+".name", "want another name: root is the disk of cache.root")
 		} else if first, dup := names[d.Name]; dup {
