@@ -370,7 +370,7 @@ func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) 
 	// Before anything is laid out: an origin may claim any size.
 	if size := content(m.Files); size > c.limit {
 		return nil, &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
-			"model %s needs %s and the limit of the cache is %s: raise it", e.name, bytesText(size), bytesText(c.limit))}
+			"model %s needs %s and the limit of the cache at %s is %s: raise it", e.name, bytesText(size), c.cfg.Root, bytesText(c.limit))}
 	}
 	c.links.Lock()
 	defer c.links.Unlock()

@@ -156,7 +156,7 @@ func TestASizeBeyondTheLimitIsRefusedBeforeAnythingIsLaidOut(t *testing.T) {
 		c.Want([]model.Spec{spec("huge", "huge")})
 		run(t, c)
 		s := failed(t, c, "huge", "NoSpace")
-		require.Equal(t, "model huge needs 1.1 PB and the limit of the cache is 67.1 MB: raise it", s.Message)
+		require.Equal(t, "model huge needs 1.1 PB and the limit of the cache at "+root+" is 67.1 MB: raise it", s.Message)
 		require.Nil(t, c.models["huge"].job)
 		require.Empty(t, tree(t, c.at.partials()))
 	})

@@ -295,8 +295,8 @@ func (c *Cache) forget(j *job, s *slot) error {
 // grow promises n bytes more to what an archive is unpacked into: of the spare, or else by evicting.
 func (c *Cache) grow(ctx context.Context, e *entry, j *job, s *slot, n int64) error {
 	if n > c.limit { // it may be any number
-		return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s: an archive holds a file of %s and the limit of the cache is %s: raise it",
-			e.name, bytesText(n), bytesText(c.limit))}
+		return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s: an archive holds a file of %s and the limit of the cache at %s is %s: raise it",
+			e.name, bytesText(n), c.cfg.Root, bytesText(c.limit))}
 	}
 	c.admit.Lock()
 	defer c.admit.Unlock()

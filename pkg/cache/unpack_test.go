@@ -152,7 +152,7 @@ func TestAnArchiveIsUnpackedWithinTheLimit(t *testing.T) {
 		require.Contains(t, failed(t, c, "two", "NoSpace").Message, "model two needs 4.2 MB")
 		require.NoError(t, ask(t, c, spec("sparse", "sparse")))
 		s = failed(t, c, "sparse", "NoSpace")
-		require.Contains(t, s.Message, "holds a file of 4.2 MB and the limit of the cache is 3.1 MB: raise it")
+		require.Contains(t, s.Message, "holds a file of 4.2 MB and the limit of the cache at "+root+" is 3.1 MB: raise it")
 	})
 }
 
