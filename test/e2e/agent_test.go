@@ -34,6 +34,7 @@ type deployment struct {
 	catalog []string // names of models in bucket models that come when a pod asks for them
 	limit   string   // of the cache; "" is 1Gi
 	disks   string   // of the cache, beside its root's; "" is none
+	pace    string   // bytes a second that the cache reads; "" is no limit
 
 	choices map[string]int // replicas by the name of one of NVIDIA's files, for the node's label to choose from
 }
@@ -141,9 +142,10 @@ cache:
   limit: %s
   keepFree: 0%%
   disks: %s
+  bandwidth: {limit: "%s"}
   models: %s
   sources: {s3: {endpoint: "%s", pathStyle: true, credentialsFile: /etc/s3/credentials}}
-`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), cmp.Or(d.disks, "[]"), models, s3Endpoint)
+`, d.strategy, cmp.Or(d.mig, "none"), sharing, choices, d.inject, cdi, cmp.Or(d.limit, "1Gi"), cmp.Or(d.disks, "[]"), d.pace, models, s3Endpoint)
 }
 
 // edit replaces the configuration of the agent that was deployed. The kubelet renews the file in the pod

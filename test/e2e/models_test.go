@@ -232,16 +232,16 @@ func TestModelsThroughAClaim(t *testing.T) {
 	require.Equal(t, sha+"  /models/by-name/"+model+"/weights.bin\n", n.succeeds(t, "serving", "llama", 90*time.Second))
 }
 
-// TestAKilledAgentGoesOn kills the agent in the middle of a download.
+// TestAKilledAgentGoesOn kills the agent in the middle of a download, which takes ten seconds so that there is one.
 func TestAKilledAgentGoesOn(t *testing.T) {
 	n := needNode(t)
-	const size = 700 << 20
+	const size = 400 << 20
 	file := filepath.Join(t.TempDir(), "weights.bin")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.NoError(t, os.Truncate(file, size))
 	model := "large-" + strconv.FormatInt(time.Now().Unix(), 36)
 	n.upload(t, model+"/weights.bin", file)
-	n.deploy(t, deployment{strategy: "envvar", driver: newDriver(t, 1), model: model})
+	n.deploy(t, deployment{strategy: "envvar", driver: newDriver(t, 1), model: model, pace: "40Mi"})
 	eventually(t, 60*time.Second, "a download in the middle", func() error {
 		_, err := n.try("", "exec", "test", "-e", "/var/lib/gpu-agent/store/partial/"+model+"/00000.json") // its journal
 		return err
