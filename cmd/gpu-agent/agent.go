@@ -176,14 +176,6 @@ func (a *agent) state() *state {
 		Snapshot:   snapshot, Offers: a.offers(snapshot), Problems: a.policy.Get().Problems(snapshot), Cache: a.cached(),
 		Labels: maps.Clone(a.applied.Get()), Owners: map[gpu.UUID][]resource.Owner{},
 	}
-	if s.Cache != nil {
-		for _, p := range s.Cache.Problems {
-			s.Problems = append(s.Problems, "models: "+p.Message)
-		}
-	}
-	if snapshot.StateError != "" {
-		s.Problems = append(s.Problems, snapshot.StateError)
-	}
 	a.mu.Lock()
 	s.Config.File = a.file
 	if a.configErr != nil {

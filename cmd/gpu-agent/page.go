@@ -113,6 +113,14 @@ func (p *page) notes(s *state) {
 	for _, problem := range s.Problems {
 		p.note(text("Not as configured: %s", problem))
 	}
+	if s.Snapshot.StateError != "" {
+		p.note(text("Health: %s", s.Snapshot.StateError))
+	}
+	if s.Cache != nil {
+		for _, problem := range s.Cache.Problems {
+			p.note(text("Model cache: %s", problem.Message))
+		}
+	}
 }
 
 func (p *page) gpus(s *state) {

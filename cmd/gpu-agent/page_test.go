@@ -49,12 +49,13 @@ func TestNothingOnThePageIsMarkupOfOthers(t *testing.T) {
 	d.Instances = []gpu.Instance{{UUID: evil, Profile: evil}}
 	snapshot.Devices = append(snapshot.Devices, gpu.Device{Notices: []gpu.Notice{{Code: evil, Text: evil}}})
 	snapshot.Driver = gpu.Driver{Version: evil, Error: evil}
-	snapshot.Unidentified = []gpu.Unidentified{{Why: evil}}
+	snapshot.Unidentified, snapshot.StateError = []gpu.Unidentified{{Why: evil}}, evil
 	s := &state{
 		Node: evil, Version: evil, Snapshot: snapshot, Problems: []string{evil}, Allocation: evil, Config: configState{Error: evil},
 		Owners: map[gpu.UUID][]resource.Owner{evil: {{Namespace: evil, Pod: evil}}},
 		Tasks:  map[string]supervise.Task{evil: {Error: errors.New(evil).Error()}},
-		Cache:  &model.Inventory{Root: evil, Models: []model.Status{{Name: evil, State: evil, Source: evil, Message: evil}}},
+		Cache: &model.Inventory{Root: evil, Models: []model.Status{{Name: evil, State: evil, Source: evil, Message: evil}},
+			Problems: []model.Problem{{Message: evil}}},
 		Labels: map[string]string{evil: evil},
 	}
 	for _, plugin := range []*pluginState{nil, {Error: evil}} {
@@ -78,5 +79,20 @@ func TestAGPUThatDoesNotSayWhoItIsIsNamedByItsIndex(t *testing.T) {
 	for _, shown := range []string{page.String(), status.String(), ready.Body.String()} {
 		require.Regexp(t, `\b3\b.*does not say who it is, and is in no list: ERROR_UNKNOWN`, shown)
 		require.Regexp(t, `\b7\b.*does not say who it is, and is in no list: no answer in time`, shown)
+	}
+}
+
+func TestWhatIsAmissIsSaidUnderTheNameOfItsPart(t *testing.T) {
+	s := &state{Snapshot: gputest.Node(1), Problems: []string{"no such resource"},
+		Cache: &model.Inventory{Problems: []model.Problem{{Reason: "DiskGone", Message: "disk b is gone"}}}}
+	s.Snapshot.StateError = "the folder is full"
+	var page, status strings.Builder
+	require.NoError(t, writePage(&page, s))
+	require.NoError(t, s.print(&status))
+	for _, row := range []string{`(?m)^config +no such resource$`, `(?m)^health +the folder is full$`, `(?m)^cache +disk b is gone$`} {
+		require.Regexp(t, row, status.String())
+	}
+	for _, note := range []string{">Not as configured: no such resource<", ">Health: the folder is full<", ">Model cache: disk b is gone<"} {
+		require.Contains(t, page.String(), note)
 	}
 }

@@ -61,6 +61,14 @@ func (s *state) print(out io.Writer) error {
 	for _, problem := range s.Problems {
 		fmt.Fprintf(w, "config\t%s\n", problem)
 	}
+	if s.Snapshot.StateError != "" {
+		fmt.Fprintf(w, "health\t%s\n", s.Snapshot.StateError)
+	}
+	if s.Cache != nil {
+		for _, p := range s.Cache.Problems {
+			fmt.Fprintf(w, "cache\t%s\n", p.Message)
+		}
+	}
 	fmt.Fprintln(w, "\nGPU\tUUID\tMODEL\tMEMORY USED\tUTIL\tTEMP\tHEALTH\tPODS")
 	for i := range s.Snapshot.Devices {
 		s.printDevice(w, &s.Snapshot.Devices[i])
