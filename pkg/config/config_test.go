@@ -97,7 +97,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"no kind":        {"apiVersion: gpu-agent.dev/v1alpha1\n", `c.yaml: kind: want Config, got ""`},
 		"other version":  {"apiVersion: v2\nkind: Config\n", `c.yaml:1: apiVersion: want gpu-agent.dev/v1alpha1, got "v2"`},
 		"unknown key":    {head + "nvml:\n  libary: x\n", "c.yaml:4: nvml.libary: unknown key: see the reference for those that there are"},
-		"no XID":         {head + "health:\n  xids:\n    x: ignore\n", "c.yaml:5: health.xids.x: want a whole number, got str `x`"},
+		"no XID":         {head + "health:\n  xids:\n    x: ignore\n", "c.yaml:5: health.xids.x: want a whole number, got text `x`"},
 		"other XID":      {head + "health:\n  xids:\n    1000: ignore\n", "c.yaml:5: health.xids.1000: want an XID of 1 to 999, got 1000"},
 		"XID policy":     {head + "health:\n  xids:\n    109: never\n", `c.yaml:5: health.xids.109: want one of ignore, notice, operator, reboot, reset, got "never"`},
 		"ignored reason": {head + "health:\n  ignore: [Lost]\n", `c.yaml:4: health.ignore[0]: want one of RecoveryAction, Unavailable, ECC, RowRemapFailed, SRAMThreshold, FabricFault, got "Lost"`},
@@ -134,9 +134,9 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"a disk without a name": {head + "cache: {disks: [{root: /b}]}\n",
 			`c.yaml:3: cache.disks[0].name: want 1 to 63 of a-z 0-9 . _ -, with a letter or digit first and last, such as nvme1, got ""`},
 		"unknown section": {head + "mig: {}\n", "c.yaml:3: mig: unknown key: see the reference for those that there are"},
-		"wrong type":      {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got str `many`"},
-		"section as text": {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got str `yes please`"},
-		"list as text":    {head + "exporter:\n  schemas: dcgm\n", "c.yaml:4: exporter.schemas: want a list, got str `dcgm`"},
+		"wrong type":      {head + "cache:\n  streams: many\n", "c.yaml:4: cache.streams: want a whole number, got text `many`"},
+		"section as text": {head + "cache: yes please\n", "c.yaml:3: cache: want a section of keys, got text `yes please`"},
+		"list as text":    {head + "exporter:\n  schemas: dcgm\n", "c.yaml:4: exporter.schemas: want a list, got text `dcgm`"},
 		"duplicate key":   {head + "log: {level: info}\nlog: {level: debug}\n", "c.yaml:4: log: given twice, first on line 3"},
 		"unit":            {head + "nvml:\n  interval: 10\n", `c.yaml:4: nvml.interval: want a duration such as 10s, 5m or 1h, got "10"`},
 		"size":            {head + "cache: {limit: 5XB}\n", `c.yaml:3: cache.limit: want a size such as 500Gi or 2T, got "5XB"`},
@@ -146,7 +146,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"more after it":   {head + "...\ngarbage: [", "c.yaml:3: not YAML: did not find expected <document start>"},
 		"two documents":   {head + "---\nb: 1\n", "c.yaml: holds more than one YAML document: want one"},
 		"keys of one line": {head + "cache: {limit: 9999999Ei, streams: 99999999999999999999}\n",
-			"c.yaml:3: cache.limit: want a size of whole bytes above 0 and below 8Ei, got \"9999999Ei\"\nc.yaml:3: cache.streams: want a whole number, got float `9999999...`"},
+			"c.yaml:3: cache.limit: want a size of whole bytes above 0 and below 8Ei, got \"9999999Ei\"\nc.yaml:3: cache.streams: want a whole number, got the number `9999999...`"},
 		"what parsed is checked too": {head + "cache:\n  models:\n  - {name: a, source: \"ftp://h/f\"}\n  - {name: b, source: \"https://u:p@h/f\"}\n",
 			"c.yaml:5: cache.models[0].source: want one of https, http, s3, oci, hf, ms, file, gs, az, got \"ftp\"\nc.yaml:6: cache.models[1].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
 		"listen":                  {head + "http: {listen: banana}\n", `c.yaml:3: http.listen: want [address]:port, such as :9400, got "banana"`},
@@ -167,8 +167,15 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"mig that cannot be": {head + "nvml:\n  simulate:\n    gpu: H100\n    count: 2\n    mig:\n    - gpus: [0]\n    - gpus: [1]\n      profiles: [4g.40gb, 4g.40gb]\n",
 			"c.yaml:9: nvml.simulate.mig[1]: profiles 4g.40gb, 4g.40gb do not fit into one GPU together"},
 		"mig without GPUs": {head + "nvml:\n  simulate:\n    mig:\n    - gpus: [0]\n", "c.yaml:4: nvml.simulate.gpu: want one of A100, H100, H200, B200, L40S, T4, got \"\"\nc.yaml:4: nvml.simulate.count: want 1 to 16, got 0"},
-		"file sink":        {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
-		"relative root":    {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
+		"a section for text": {head + "cache:\n  sources:\n    hf: {mirrors: [{of: a}, {of: b}], endpoint: {a: b}}\n",
+			"c.yaml:5: cache.sources.hf.mirrors[0]: want text, got a section of keys\n" +
+				"c.yaml:5: cache.sources.hf.mirrors[1]: want text, got a section of keys\n" +
+				"c.yaml:5: cache.sources.hf.endpoint: want text, got a section of keys"},
+		"text for a section": {head + "cache: {sources: {oci: {mirrors: [m]}, hf: []}}\n",
+			"c.yaml:3: cache.sources.oci.mirrors[0]: want a section of keys, got text `m`\n" +
+				"c.yaml:3: cache.sources.hf: want a section of keys, got a list"},
+		"file sink":     {head + "labels: {sink: file}\n", "c.yaml:3: labels.file: want a path when labels.sink is file, and none otherwise"},
+		"relative root": {head + "cache:\n  root: models\n", `c.yaml:4: cache.root: want an absolute path, got "models"`},
 		"mirrors and proxies": {head + "cache:\n  sources:\n    oci:\n      proxy: http://u:p@h\n      mirrors:\n      - {of: a/b, url: m}\n    s3:\n      mirrors: [m]\n",
 			"c.yaml:6: cache.sources.oci.proxy: want http://host:port without credentials; one that asks for a login goes into HTTPS_PROXY\n" +
 				"c.yaml:8: cache.sources.oci.mirrors[0].url: want http(s)://host[:port] without credentials, such as https://mirror.example\n" +

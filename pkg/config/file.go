@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,7 @@ type file struct {
 	name  string
 	lines map[string]int // of each path, such as "cache.models[1].name"
 	nodes []place        // in the order of the file
+	into  reflect.Type   // of what strict decodes into
 	found []problem
 
 	unknown string // what is said of a key that there is not
@@ -41,6 +43,7 @@ type place struct {
 	path         string
 	line, column int
 	value        string // of a scalar
+	tag          string // what it is, such as !!map
 	key          bool   // it is the key of path, not its value
 }
 
@@ -79,6 +82,7 @@ func open(name string, data []byte, atLeast string) (*file, *yaml.Node, error) {
 func (f *file) strict(data []byte, into any) bool {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
+	f.into = reflect.TypeOf(into)
 	err := dec.Decode(into)
 	if err == nil {
 		return true
@@ -119,14 +123,14 @@ func (f *file) header(root *yaml.Node) {
 func (f *file) index(path string, n *yaml.Node) {
 	if path != "" {
 		f.lines[path] = n.Line
-		f.nodes = append(f.nodes, place{path: path, line: n.Line, column: n.Column, value: n.Value})
+		f.nodes = append(f.nodes, place{path: path, line: n.Line, column: n.Column, value: n.Value, tag: n.ShortTag()})
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key := n.Content[i]
 			sub := strings.TrimPrefix(path+"."+key.Value, ".")
-			f.nodes = append(f.nodes, place{path: sub, line: key.Line, column: key.Column, value: key.Value, key: true})
+			f.nodes = append(f.nodes, place{path: sub, line: key.Line, column: key.Column, value: key.Value, tag: key.ShortTag(), key: true})
 			f.index(sub, n.Content[i+1])
 			f.lines[sub] = key.Line
 		}
@@ -149,10 +153,60 @@ func (f *file) pathAt(line int, ok func(place) bool) string {
 
 // wrong records that the value at path is not what it should be, unless it did not even parse.
 func (f *file) wrong(path, format string, args ...any) {
-	if slices.ContainsFunc(f.found, func(p problem) bool { return p.path == path }) {
+	if f.said(path) {
 		return
 	}
 	f.found = append(f.found, problem{f.line(path), path, fmt.Sprintf(format, args...)})
+}
+
+// said reports whether something was found wrong at path.
+func (f *file) said(path string) bool {
+	return slices.ContainsFunc(f.found, func(p problem) bool { return p.path == path })
+}
+
+// typeAt is the name of the type of what is at path in a value of type t; "" where there is nothing.
+func typeAt(t reflect.Type, path string) string {
+	for _, key := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' }) {
+		if t = elem(t); t == nil {
+			return ""
+		}
+		if t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
+			t = t.Elem()
+			continue
+		}
+		t = field(t, key)
+	}
+	if t = elem(t); t == nil {
+		return ""
+	}
+	return t.String()
+}
+
+// elem is t, or what it points to.
+func elem(t reflect.Type) reflect.Type {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t
+}
+
+// field is the type of the field of a struct that a key fills; nil where there is none.
+func field(t reflect.Type, key string) reflect.Type {
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		switch name, options, _ := strings.Cut(f.Tag.Get("yaml"), ","); {
+		case options == "inline":
+			if in := field(elem(f.Type), key); in != nil {
+				return in
+			}
+		case name == key:
+			return f.Type
+		}
+	}
+	return nil
 }
 
 // line is where the key is, or the innermost of its parents that is there.
@@ -226,15 +280,33 @@ func (f *file) problem(msg string) problem {
 		shown := strings.Trim(strings.TrimSpace(t[2]), "`")
 		prefix, cut := strings.CutSuffix(shown, "...") // the decoder's, of more than ten characters
 		same := func(n place) bool {
-			return n.value == shown || cut && len(n.value) > 10 && strings.HasPrefix(n.value, prefix)
+			return n.tag == "!!"+t[1] && (n.value == shown || cut && len(n.value) > 10 && strings.HasPrefix(n.value, prefix))
 		}
-		path := f.pathAt(line, func(n place) bool { return !n.key && same(n) })
+		// On one line there may be several of the kind, a section within a section: this one was to be of that type.
+		path := f.pathAt(line, func(n place) bool { return !n.key && same(n) && typeAt(f.into, n.path) == t[3] && !f.said(n.path) })
 		if path == "" {
 			path = f.pathAt(line, same) // of a section whose keys are numbers
 		}
-		return problem{line, path, fmt.Sprintf("want %s, got %s%s", plainType(t[3]), t[1], strings.TrimRight(" "+t[2], " "))}
+		return problem{line, path, fmt.Sprintf("want %s, got %s%s", plainType(t[3]), plainTag(t[1]), strings.TrimRight(" "+t[2], " "))}
 	}
 	return problem{line, f.pathAt(line, func(n place) bool { return !n.key && n.column == column }), text}
+}
+
+// plainTag names a value of the file as plainType names what is wanted.
+func plainTag(tag string) string {
+	switch tag {
+	case "map":
+		return "a section of keys"
+	case "seq":
+		return "a list"
+	case "str":
+		return "text"
+	case "int", "float":
+		return "the number"
+	case "bool":
+		return "true or false:"
+	}
+	return tag
 }
 
 func plainType(goType string) string {

@@ -135,7 +135,7 @@ func TestBadInputInNVIDIAsFileIsOneClearLineEach(t *testing.T) {
 		"id strategy":    {v1 + "flags: {plugin: {deviceIDStrategy: serial}}\n", `nv.yaml:2: flags.plugin.deviceIDStrategy: "serial" is unknown: use uuid, index`},
 		"policy":         {v1 + "flags: {plugin: {sharedDevicesAllocationPolicy: tight}}\n", `nv.yaml:2: flags.plugin.sharedDevicesAllocationPolicy: "tight" is unknown: use distributed, packed`},
 		"discovery":      {v1 + "flags:\n  deviceDiscoveryStrategy: tegra\n", `nv.yaml:3: flags.deviceDiscoveryStrategy: want one of auto, nvml, got "tegra"`},
-		"type":           {v1 + "flags:\n  gdsEnabled: 7\n", "nv.yaml:3: flags.gdsEnabled: want true or false, got int `7`"},
+		"type":           {v1 + "flags:\n  gdsEnabled: 7\n", "nv.yaml:3: flags.gdsEnabled: want true or false, got the number `7`"},
 		"a section":      {v1 + "flags:\n  plugin:\n    deviceListStrategy:\n      envvar: true\n", "nv.yaml:5: flags.plugin.deviceListStrategy: want a text or a list of texts"},
 		"no version":     {"flags:\n  migStrategy: both\n", `nv.yaml:2: flags.migStrategy: "both" is unknown: use none, single, mixed`},
 		"no resource":    {v1 + "sharing:\n  timeSlicing:\n    renameByDefault: true\n", "nv.yaml:3: sharing.timeSlicing.resources: want at least one resource to share"},
