@@ -149,7 +149,7 @@ func modelsExport() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", to, formatBytes(n))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", to, model.FormatBytes(n))
 				return nil
 			}
 			if f, ok := cmd.OutOrStdout().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -289,7 +289,7 @@ func seed(ctx context.Context, root, limit string, in io.ReadCloser, out io.Writ
 }
 
 func printReady(out io.Writer, m model.Status) {
-	fmt.Fprintf(out, "%s is ready: %s, %s\n", m.Name, formatBytes(m.Size), m.Path)
+	fmt.Fprintf(out, "%s is ready: %s, %s\n", m.Name, model.FormatBytes(m.Size), m.Path)
 }
 
 // bringIn sends a bundle and shows how it is taken in.

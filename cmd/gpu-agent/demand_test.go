@@ -87,9 +87,9 @@ func TestWhichModelsAreForThisNode(t *testing.T) {
 	}{
 		"nothing is needed":          {s: none},
 		"memory that is there":       {needs: config.GPUNeeds{MinMemory: 80 << 30}, s: node(l4, h100)},
-		"memory that is not":         {needs: config.GPUNeeds{MinMemory: 80 << 30}, s: node(l4), unfit: "not for this node: needs 80Gi of GPU memory, the largest here has 24Gi"},
-		"of an instance":             {needs: config.GPUNeeds{MinMemory: 20 << 30}, s: node(split), unfit: "not for this node: needs 20Gi of GPU memory, the largest here has 10Gi"},
-		"of the named product alone": {needs: config.GPUNeeds{MinMemory: 80 << 30, Products: []string{"*L4"}}, s: node(l4, h100), unfit: "not for this node: needs 80Gi of GPU memory, the largest here has 24Gi"},
+		"memory that is not":         {needs: config.GPUNeeds{MinMemory: 80 << 30}, s: node(l4), unfit: "not for this node: needs 80.0 GiB of GPU memory, the largest here has 24.0 GiB"},
+		"of an instance":             {needs: config.GPUNeeds{MinMemory: 20 << 30}, s: node(split), unfit: "not for this node: needs 20.0 GiB of GPU memory, the largest here has 10.0 GiB"},
+		"of the named product alone": {needs: config.GPUNeeds{MinMemory: 80 << 30, Products: []string{"*L4"}}, s: node(l4, h100), unfit: "not for this node: needs 80.0 GiB of GPU memory, the largest here has 24.0 GiB"},
 		"another product":            {needs: config.GPUNeeds{Products: []string{"*A100*", "*T4"}}, s: node(l4, h100), unfit: "not for this node: needs a GPU of *A100* or *T4, here is NVIDIA H100 80GB HBM3, NVIDIA L4"},
 		"compute capability":         {needs: config.GPUNeeds{MinComputeCapability: "8.9"}, s: node(l4)},
 		"a newer one":                {needs: config.GPUNeeds{MinComputeCapability: "9.0"}, s: node(l4), unfit: "not for this node: needs compute capability 9.0, the best here has 8.9"},

@@ -70,15 +70,15 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	line("DISK", x.Disk)
 	line("PATH", x.Path)
 	if x.Size > 0 {
-		line("SIZE", fmt.Sprintf("%s in %d files, %s here", formatBytes(x.Size), x.Files, formatBytes(x.Done)))
+		line("SIZE", fmt.Sprintf("%s in %d files, %s here", model.FormatBytes(x.Size), x.Files, model.FormatBytes(x.Done)))
 	}
 	line("IN MEMORY", inMemory(x.Status))
 	if x.Update != nil && x.Update.Revision != "" {
-		line("UPDATE", fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), formatBytes(x.Update.Done), formatBytes(x.Update.Size)))
+		line("UPDATE", fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), model.FormatBytes(x.Update.Done), model.FormatBytes(x.Update.Size)))
 	}
 	line("ORIGIN", origin(x.Status))
 	for _, r := range x.Old {
-		line("OLD", short(r.Revision)+", "+formatBytes(r.Size)+", "+oldNote(r)+", "+r.Path)
+		line("OLD", short(r.Revision)+", "+model.FormatBytes(r.Size)+", "+oldNote(r)+", "+r.Path)
 	}
 	line("ROOM", room(x))
 	line("PINNED", pins(x))
@@ -107,7 +107,7 @@ func why(x model.Explanation) string {
 	case x.State == model.Ready:
 		return "it is complete and verified"
 	case x.State == model.Pulling:
-		return fmt.Sprintf("not yet: %s are still to come", formatBytes(x.Needed))
+		return fmt.Sprintf("not yet: %s are still to come", model.FormatBytes(x.Needed))
 	}
 	return "not yet: it waits for its turn, or for its origin's answer"
 }
@@ -128,7 +128,7 @@ func inMemory(m model.Status) string {
 	if m.Resident == nil {
 		return m.Warmth
 	}
-	text := fmt.Sprintf("%s of %s", formatBytes(*m.Resident), formatBytes(m.Size))
+	text := fmt.Sprintf("%s of %s", model.FormatBytes(*m.Resident), model.FormatBytes(m.Size))
 	if m.Warmth != "" {
 		text += ", " + m.Warmth
 	}
@@ -172,15 +172,15 @@ func room(x model.Explanation) string {
 	var parts []string
 	switch {
 	case x.Needed > 0 && x.Admitted:
-		parts = append(parts, formatBytes(x.Needed)+" needed and reserved")
+		parts = append(parts, model.FormatBytes(x.Needed)+" needed and reserved")
 	case x.Needed > 0:
-		parts = append(parts, formatBytes(x.Needed)+" needed")
+		parts = append(parts, model.FormatBytes(x.Needed)+" needed")
 	}
-	parts = append(parts, formatBytes(x.Free)+" free", formatBytes(x.Evictable)+" evictable")
+	parts = append(parts, model.FormatBytes(x.Free)+" free", model.FormatBytes(x.Evictable)+" evictable")
 	if n := len(x.Victims); n > 0 {
 		parts[len(parts)-1] += " (" + strings.Join(x.Victims[:min(n, 5)], ", ") + map[bool]string{true: ", …"}[n > 5] + ")"
 	}
-	parts = append(parts, "limit "+formatBytes(x.Limit))
+	parts = append(parts, "limit "+model.FormatBytes(x.Limit))
 	if x.KeptFreeWhy != "" {
 		parts = append(parts, x.KeptFreeWhy)
 	}

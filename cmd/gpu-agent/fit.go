@@ -6,12 +6,10 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/api/resource"
-
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
-	offered "github.com/gpu-agent/gpu-agent/pkg/resource"
+	"github.com/gpu-agent/gpu-agent/pkg/resource"
 )
 
 // fitted are the models of a configuration, each with why it is not for this node, or why that is not known. labels
@@ -80,7 +78,7 @@ func fitsGPU(g config.GPUNeeds, devices []gpu.Device) string {
 		names := map[string]bool{}
 		pieces = slices.DeleteFunc(pieces, func(p piece) bool {
 			names[p.name] = true
-			return !slices.ContainsFunc(g.Products, func(pattern string) bool { return offered.Matches(pattern, p.name) })
+			return !slices.ContainsFunc(g.Products, func(pattern string) bool { return resource.Matches(pattern, p.name) })
 		})
 		if len(pieces) == 0 {
 			return "a GPU of " + strings.Join(g.Products, " or ") + ", here is " + strings.Join(slices.Sorted(maps.Keys(names)), ", ")
@@ -98,20 +96,7 @@ func fitsGPU(g config.GPUNeeds, devices []gpu.Device) string {
 		largest = max(largest, p.memory)
 	}
 	if largest < uint64(g.MinMemory) {
-		return fmt.Sprintf("%s of GPU memory, the largest here has %s", quantity(int64(g.MinMemory)), quantity(int64(largest)))
+		return fmt.Sprintf("%s of GPU memory, the largest here has %s", model.FormatBytes(int64(g.MinMemory)), model.FormatBytes(largest))
 	}
 	return ""
-}
-
-// quantity is a size as the configuration has it, to a tenth of its unit.
-func quantity(n int64) string {
-	for _, unit := range []struct {
-		size int64
-		name string
-	}{{1 << 40, "Ti"}, {1 << 30, "Gi"}, {1 << 20, "Mi"}} {
-		if n >= unit.size {
-			return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(n)/float64(unit.size)), ".0") + unit.name
-		}
-	}
-	return resource.NewQuantity(n, resource.BinarySI).String()
 }

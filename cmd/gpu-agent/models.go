@@ -72,10 +72,10 @@ func printModels(out io.Writer, inv *model.Inventory) error {
 		if m.Pinned {
 			pinned = "yes"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), pinned,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s%s\t%s\n", m.Name, progress(m), model.FormatBytes(m.Size), short(m.Revision), pinned,
 			lastUsed(m.LastUse), disk(m.Disk), m.Source, note(m))
 		for _, r := range m.Old {
-			fmt.Fprintf(w, "%s\tOld\t%s\t%s\t%s\t%s\t%s%s\t%s\n", m.Name+"@"+short(r.Revision), formatBytes(r.Size), short(r.Revision),
+			fmt.Fprintf(w, "%s\tOld\t%s\t%s\t%s\t%s\t%s%s\t%s\n", m.Name+"@"+short(r.Revision), model.FormatBytes(r.Size), short(r.Revision),
 				map[bool]string{true: "yes"}[r.Pinned], lastUsed(r.LastUse), disk(m.Disk), m.Source, oldNote(r))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/gpu"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 //go:embed page.css
@@ -151,9 +152,9 @@ func (p *page) gpus(s *state) {
 
 func memory(st *gpu.Stats, total uint64) markup {
 	if st == nil {
-		return text("%s", formatBytes(total))
+		return text("%s", model.FormatBytes(total))
 	}
-	return text("%s of %s", formatBytes(st.MemoryUsed), formatBytes(total))
+	return text("%s of %s", memoryUsed(st), model.FormatBytes(total))
 }
 
 func health(d *gpu.Device) markup {
@@ -174,7 +175,7 @@ func (p *page) models(s *state) {
 		return
 	}
 	p.add("<h2>Models</h2>\n<p>" + text("%s used and %s reserved of %s, in ",
-		formatBytes(c.Used), formatBytes(c.Reserved), formatBytes(c.Limit)) + code(c.Root) + "</p>\n")
+		model.FormatBytes(c.Used), model.FormatBytes(c.Reserved), model.FormatBytes(c.Limit)) + code(c.Root) + "</p>\n")
 	for _, d := range c.Disks {
 		p.add("<p>" + text("Disk %s: %s", d.Name, ofDisk(d)) + "</p>\n")
 	}
@@ -183,13 +184,13 @@ func (p *page) models(s *state) {
 	}
 	p.table([]string{"Model", "State", "Size", "Source", "Note"}, func() {
 		for _, m := range c.Models {
-			size := formatBytes(m.Size)
+			size := model.FormatBytes(m.Size)
 			if m.Done < m.Size {
-				size = formatBytes(m.Done) + " of " + size
+				size = model.FormatBytes(m.Done) + " of " + size
 			}
 			p.row(text("%s", m.Name), text("%s", m.State), text("%s", size), code(m.Source), text("%s", note(m)))
 			for _, r := range m.Old {
-				p.row(text("%s@%s", m.Name, short(r.Revision)), text("Old"), text("%s", formatBytes(r.Size)), code(m.Source), text("%s", oldNote(r)))
+				p.row(text("%s@%s", m.Name, short(r.Revision)), text("Old"), text("%s", model.FormatBytes(r.Size)), code(m.Source), text("%s", oldNote(r)))
 			}
 		}
 	})

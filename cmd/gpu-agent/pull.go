@@ -85,7 +85,7 @@ func follow(ctx context.Context, c *client, in pullRequest, timeout time.Duratio
 		case over:
 			show.status(m)
 			show.end()
-			fmt.Fprintf(out, "%s is ready: %s, %s\n", in.Name, formatBytes(m.Size), m.Path)
+			fmt.Fprintf(out, "%s is ready: %s, %s\n", in.Name, model.FormatBytes(m.Size), m.Path)
 			return nil
 		}
 		show.status(m)
@@ -172,7 +172,7 @@ func plainDisplay(out io.Writer, name string) display {
 				now += " " + m.Reason
 			}
 			if size, done := coming(m); size > 0 && (m.State == model.Pulling || m.Update != nil) {
-				now = fmt.Sprintf("Pulling %d %% of %s", 10*(10*done/size), formatBytes(size))
+				now = fmt.Sprintf("Pulling %d %% of %s", 10*(10*done/size), model.FormatBytes(size))
 			}
 			if now != last && now != string(model.Ready) {
 				fmt.Fprintf(out, "%s: %s\n", name, now)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/supervise"
@@ -87,32 +86,12 @@ func (s *state) Holders(id gpu.UUID) string {
 	return text
 }
 
-// formatBytes writes a size as people read it, in powers of 1024.
-func formatBytes(n any) string {
-	var v float64
-	switch n := n.(type) {
-	case int64:
-		v = float64(n)
-	case uint64:
-		v = float64(n)
-	case *uint64:
-		if n == nil {
-			return "-"
-		}
-		v = float64(*n)
-	default:
-		return fmt.Sprint(n)
+// memoryUsed is how much of its memory a device uses, for people.
+func memoryUsed(st *gpu.Stats) string {
+	if st == nil || st.MemoryUsed == nil {
+		return "-"
 	}
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	i := 0
-	for v >= 1024 && i < len(units)-1 {
-		v /= 1024
-		i++
-	}
-	if i == 0 {
-		return fmt.Sprintf("%.0f %s", v, units[i])
-	}
-	return fmt.Sprintf("%.1f %s", v, units[i])
+	return model.FormatBytes(*st.MemoryUsed)
 }
 
 func formatAge(t time.Time) string {

@@ -79,7 +79,7 @@ func (s *state) print(out io.Writer) error {
 	if s.Cache != nil {
 		fmt.Fprintf(w, "\nMODEL\tSTATE\tSIZE\tREVISION\tNOTE\n")
 		for _, m := range s.Cache.Models {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), formatBytes(m.Size), short(m.Revision), m.Message)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), model.FormatBytes(m.Size), short(m.Revision), m.Message)
 		}
 		fmt.Fprintf(w, "cache %s\t%s\n", s.Cache.Root, taken(s.Cache.Used, s.Cache.Reserved, s.Cache.Limit))
 		for _, d := range s.Cache.Disks {
@@ -98,7 +98,7 @@ func (s *state) print(out io.Writer) error {
 }
 
 func taken(used, reserved, limit int64) string {
-	return formatBytes(used) + " used, " + formatBytes(reserved) + " reserved, of " + formatBytes(limit)
+	return model.FormatBytes(used) + " used, " + model.FormatBytes(reserved) + " reserved, of " + model.FormatBytes(limit)
 }
 
 // ofDisk is how much of a disk is taken, or why it is not open.
@@ -112,7 +112,7 @@ func ofDisk(d model.Disk) string {
 func (s *state) printDevice(w io.Writer, d *gpu.Device) {
 	used, util, temp := "-", "-", "-"
 	if st := d.Stats; st != nil {
-		used = formatBytes(st.MemoryUsed)
+		used = memoryUsed(st)
 		if st.Utilization != nil {
 			util = fmt.Sprintf("%.0f %%", *st.Utilization*100)
 		}
@@ -133,13 +133,13 @@ func (s *state) printDevice(w io.Writer, d *gpu.Device) {
 			health += " (needs " + string(n.Needs) + " at the next chance)"
 		}
 	}
-	fmt.Fprintf(w, "%d\t%s\t%s\t%s / %s\t%s\t%s\t%s\t%s\n", d.Index, d.UUID, d.Name, used, formatBytes(d.Memory), util, temp, health, s.Holders(d.UUID))
+	fmt.Fprintf(w, "%d\t%s\t%s\t%s / %s\t%s\t%s\t%s\t%s\n", d.Index, d.UUID, d.Name, used, model.FormatBytes(d.Memory), util, temp, health, s.Holders(d.UUID))
 	for _, in := range d.Instances {
 		used := "-"
 		if in.Stats != nil {
-			used = formatBytes(in.Stats.MemoryUsed)
+			used = memoryUsed(in.Stats)
 		}
-		fmt.Fprintf(w, "%d:%d\t%s\tMIG %s\t%s / %s\t-\t-\t\t%s\n", d.Index, in.Index, in.UUID, in.Profile, used, formatBytes(in.Memory), s.Holders(in.UUID))
+		fmt.Fprintf(w, "%d:%d\t%s\tMIG %s\t%s / %s\t-\t-\t\t%s\n", d.Index, in.Index, in.UUID, in.Profile, used, model.FormatBytes(in.Memory), s.Holders(in.UUID))
 	}
 }
 

@@ -211,7 +211,7 @@ func (b *bundleReader) text(name string) ([]byte, error) {
 			"wrote can be imported as a file, and not through a pipe", b.at, name)
 	}
 	if b.size > maxBundleText {
-		return nil, bad("%s has %s, the most is %s", name, bytesText(b.size), bytesText(maxBundleText))
+		return nil, bad("%s has %s, the most is %s", name, model.FormatBytes(b.size), model.FormatBytes(maxBundleText))
 	}
 	return io.ReadAll(b.tar)
 }
@@ -389,7 +389,7 @@ func Reorder(in io.ReadSeeker, out io.Writer) error {
 			return nil, err
 		}
 		if size > maxBundleText {
-			return nil, bad("%s has %s, the most is %s", name, bytesText(size), bytesText(maxBundleText))
+			return nil, bad("%s has %s, the most is %s", name, model.FormatBytes(size), model.FormatBytes(maxBundleText))
 		}
 		data, err := io.ReadAll(r)
 		if err != nil {

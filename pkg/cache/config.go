@@ -206,7 +206,7 @@ func (c *Cache) open() error {
 	}
 	if c.limit > size {
 		return fmt.Errorf("cache limit of %s is more than the %s of the filesystem at %s: lower the limit or mount a larger disk",
-			bytesText(c.limit), bytesText(size), c.cfg.Root)
+			model.FormatBytes(c.limit), model.FormatBytes(size), c.cfg.Root)
 	}
 	if err := c.scan(); err != nil {
 		return fmt.Errorf("read cache at %s: %w", c.cfg.Root, err)
@@ -315,18 +315,4 @@ func (l layout) scratch(dir string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s is full of leftovers of %s", in, name)
-}
-
-// bytesText is a size for people, in the decimal units that disks and hubs use.
-func bytesText(n int64) string {
-	f, units := float64(n), "kMGTP"
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	i := -1
-	for f >= 999.95 && i < len(units)-1 {
-		f /= 1000
-		i++
-	}
-	return fmt.Sprintf("%.1f %cB", f, units[i])
 }

@@ -6,6 +6,7 @@ import (
 	"path"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // Threshold is what somebody else wants to be free of the filesystem, and begins to take away from pods where it is
@@ -50,7 +51,7 @@ func (c *Cache) floor() (f floor, err error) {
 	}
 	f.keep = amount{bytes: max(c.cfg.KeepFree, all.bytes/100*int64(c.cfg.KeepFreePercent)), files: all.files / 100}
 	if f.keep.bytes > 0 {
-		f.why.bytes = fmt.Sprintf("%s of the disk stay free by cache.keepFree", bytesText(f.keep.bytes))
+		f.why.bytes = fmt.Sprintf("%s of the disk stay free by cache.keepFree", model.FormatBytes(f.keep.bytes))
 	}
 	f.why.files = fmt.Sprintf("%d inodes of the disk stay free, a hundredth", f.keep.files)
 	for _, t := range c.cfg.Thresholds() {
@@ -59,7 +60,7 @@ func (c *Cache) floor() (f floor, err error) {
 				f.keep.files, f.why.files = keep, fmt.Sprintf("%d inodes of the disk stay free, because %s", keep, t.Why)
 			}
 		} else if keep := t.of(all.bytes) + all.bytes/100; keep > f.keep.bytes {
-			f.keep.bytes, f.why.bytes = keep, fmt.Sprintf("%s of the disk stay free, because %s", bytesText(keep), t.Why)
+			f.keep.bytes, f.why.bytes = keep, fmt.Sprintf("%s of the disk stay free, because %s", model.FormatBytes(keep), t.Why)
 		}
 	}
 	return f, nil

@@ -33,8 +33,8 @@ func TestWhatOthersWantOfTheDiskStaysFree(t *testing.T) {
 		}
 		o.forget()
 		c.Want([]model.Spec{spec("a", "a"), spec("b", "b"), spec("c", "c"), spec("d", "d")})
-		why := "4.3 MB of the disk stay free, because the kubelet evicts pods at nodefs.available<50%"
-		require.Regexp(t, "^model d needs 1.0 MB, free [0-9.]+ kB, evictable 0 B: "+why+": make room on the disk, or unpin or remove models$",
+		why := "4.1 MiB of the disk stay free, because the kubelet evicts pods at nodefs.available<50%"
+		require.Regexp(t, "^model d needs 1.0 MiB, free [0-9.]+ KiB, evictable 0 B: "+why+": make room on the disk, or unpin or remove models$",
 			failed(t, c, "d", "NoSpace").Message)
 		require.Zero(t, o.bytesAsked(), "not a byte of d before there is room")
 		x, err := c.Explain("d")

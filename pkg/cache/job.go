@@ -216,7 +216,7 @@ func (c *Cache) resume(name string) (*job, error) {
 	}
 	j := newJob(c.disk, dir, p)
 	if content(p.Manifest.Files) > c.limit {
-		return nil, fmt.Errorf("%s: more than the limit of %s", dir, bytesText(c.limit))
+		return nil, fmt.Errorf("%s: more than the limit of %s", dir, model.FormatBytes(c.limit))
 	}
 	sums, err := j.readBatches()
 	if err != nil {
@@ -370,7 +370,7 @@ func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) 
 	// Before anything is laid out: an origin may claim any size.
 	if size := content(m.Files); size > c.limit {
 		return nil, &model.Error{Reason: "NoSpace", Text: fmt.Sprintf(
-			"model %s needs %s and the limit of the cache at %s is %s: raise it", e.name, bytesText(size), c.cfg.Root, bytesText(c.limit))}
+			"model %s needs %s and the limit of the cache at %s is %s: raise it", e.name, model.FormatBytes(size), c.cfg.Root, model.FormatBytes(c.limit))}
 	}
 	c.links.Lock()
 	defer c.links.Unlock()

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // bound is memory that what is read ahead must fit into, in bytes.
@@ -24,9 +26,6 @@ type bound struct {
 // room is how much more may come in. What is held is of models that are to stay: it is taken for part of what the
 // kernel would take back first, which it is until somebody reads it twice.
 func (b bound) room(held int64) int64 { return b.free + b.inactive - min(held, b.inactive) - b.keep }
-
-// mib is an amount of memory as people write limits of it.
-func mib(n int64) string { return fmt.Sprintf("%d MiB", n>>20) }
 
 // Memory is what caches have in the page cache of what is to be there. It is safe for concurrent use.
 type Memory struct {
@@ -164,7 +163,7 @@ func (m ram) limits() ([]bound, error) {
 		if limit < unlimited {
 			b.keep = ownMemory
 			b.text = fmt.Sprintf("the agent's own memory limit of %s, in which what it reads ahead counts: give its container no limit, or one that is larger by cache.warm.limit",
-				mib(limit))
+				model.FormatBytes(limit))
 			bounds = append(bounds, b)
 		}
 	}

@@ -45,7 +45,7 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 	if err := j.allocate(); err != nil {
 		if errors.Is(err, syscall.ENOSPC) {
 			return errors.Join(&model.Error{Reason: "NoSpace", Err: err, Text: fmt.Sprintf(
-				"model %s needs %s and the disk is full", e.name, bytesText(j.fetch))}, c.dropPartial(e))
+				"model %s needs %s and the disk is full", e.name, model.FormatBytes(j.fetch))}, c.dropPartial(e))
 		}
 		return err
 	}
@@ -67,7 +67,7 @@ func (c *Cache) makeRoom(ctx context.Context, e *entry, j *job, needs int64) err
 		switch {
 		case needs > room.bytes+freed.bytes || needs > room.bytes && len(victims) == 0:
 			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s needs %s, free %s, evictable %s: %s",
-				e.name, bytesText(needs), bytesText(max(room.bytes, 0)), bytesText(freed.bytes), c.remedy(why.bytes))}
+				e.name, model.FormatBytes(needs), model.FormatBytes(max(room.bytes, 0)), model.FormatBytes(freed.bytes), c.remedy(why.bytes))}
 		case files > room.files+freed.files || len(victims) == 0:
 			return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s needs %d files (inodes), free %d, evictable %d: %s",
 				e.name, files, max(room.files, 0), freed.files, c.remedy(why.files))}

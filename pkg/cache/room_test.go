@@ -91,7 +91,7 @@ func TestTheConfigsModelsDoNotEvictEachOther(t *testing.T) {
 		c.Want([]model.Spec{spec("a", "a"), spec("b", "b"), spec("c", "c")})
 		s := failed(t, c, "c", "NoSpace")
 		require.Equal(t, model.Pending, s.State)
-		require.Contains(t, s.Message, "needs 1.0 MB, free 0 B, evictable 0 B")
+		require.Contains(t, s.Message, "needs 1.0 MiB, free 0 B, evictable 0 B")
 		require.Zero(t, o.bytesAsked(), "not a byte of c before there is room")
 
 		// No longer in the config is not gone, but it makes room.
@@ -114,7 +114,7 @@ func TestNothingIsEvictedIfItWouldNotDo(t *testing.T) {
 		require.NoError(t, c.Pin("b"))
 		require.NoError(t, ask(t, c, spec("huge", "huge")))
 		s := failed(t, c, "huge", "NoSpace")
-		require.Contains(t, s.Message, "needs 2.1 MB, free 524.3 kB, evictable 1.0 MB")
+		require.Contains(t, s.Message, "needs 2.0 MiB, free 512.0 KiB, evictable 1.0 MiB")
 		require.Zero(t, c.Get().Evicted)
 		require.Zero(t, c.Get().Reserved)
 		require.Empty(t, tree(t, c.at.partials()))
@@ -156,7 +156,7 @@ func TestASizeBeyondTheLimitIsRefusedBeforeAnythingIsLaidOut(t *testing.T) {
 		c.Want([]model.Spec{spec("huge", "huge")})
 		run(t, c)
 		s := failed(t, c, "huge", "NoSpace")
-		require.Equal(t, "model huge needs 1.1 PB and the limit of the cache at "+root+" is 67.1 MB: raise it", s.Message)
+		require.Equal(t, "model huge needs 1.0 PiB and the limit of the cache at "+root+" is 64.0 MiB: raise it", s.Message)
 		require.Nil(t, c.models["huge"].job)
 		require.Empty(t, tree(t, c.at.partials()))
 	})

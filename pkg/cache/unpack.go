@@ -296,7 +296,7 @@ func (c *Cache) forget(j *job, s *slot) error {
 func (c *Cache) grow(ctx context.Context, e *entry, j *job, s *slot, n int64) error {
 	if n > c.limit { // it may be any number
 		return &model.Error{Reason: "NoSpace", Text: fmt.Sprintf("model %s: an archive holds a file of %s and the limit of the cache at %s is %s: raise it",
-			e.name, bytesText(n), c.cfg.Root, bytesText(c.limit))}
+			e.name, model.FormatBytes(n), c.cfg.Root, model.FormatBytes(c.limit))}
 	}
 	c.admit.Lock()
 	defer c.admit.Unlock()

@@ -149,10 +149,10 @@ func TestAnArchiveIsUnpackedWithinTheLimit(t *testing.T) {
 		require.Contains(t, s.Message, "more than the whole cache may hold")
 		require.True(t, s.Final)
 		require.NoError(t, ask(t, c, spec("two", "two")))
-		require.Contains(t, failed(t, c, "two", "NoSpace").Message, "model two needs 4.2 MB")
+		require.Contains(t, failed(t, c, "two", "NoSpace").Message, "model two needs 4.0 MiB")
 		require.NoError(t, ask(t, c, spec("sparse", "sparse")))
 		s = failed(t, c, "sparse", "NoSpace")
-		require.Contains(t, s.Message, "holds a file of 4.2 MB and the limit of the cache at "+root+" is 3.1 MB: raise it")
+		require.Contains(t, s.Message, "holds a file of 4.0 MiB and the limit of the cache at "+root+" is 3.0 MiB: raise it")
 	})
 }
 

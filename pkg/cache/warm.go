@@ -274,8 +274,8 @@ func (w *warmer) read(ctx context.Context, t *errand) {
 		text += " in part: " + err.Error()
 	}
 	w.say(t.record, text)
-	w.c.log.Info("model is in memory", "model", t.name, "revision", t.record.Revision, "read", bytesText(n), "resident", bytesText(w.sum(t.record)),
-		"of", bytesText(t.record.size), "took", time.Since(began), "pods", t.pods, "err", err)
+	w.c.log.Info("model is in memory", "model", t.name, "revision", t.record.Revision, "read", model.FormatBytes(n), "resident", model.FormatBytes(w.sum(t.record)),
+		"of", model.FormatBytes(t.record.size), "took", time.Since(began), "pods", t.pods, "err", err)
 }
 
 var errNotAsked = errors.New("nobody needs it any more")
@@ -430,12 +430,12 @@ func (w *warmer) room(held int64) (least int64, of string, err error) {
 	if err != nil {
 		return 0, "", err
 	}
-	node.keep, node.text = w.keep, "the node's free memory and page cache that was read once, less "+mib(w.keep)+" (cache.warm.keepFree)"
+	node.keep, node.text = w.keep, "the node's free memory and page cache that was read once, less "+model.FormatBytes(w.keep)+" (cache.warm.keepFree)"
 	bounds, err := w.ram.limits()
 	if err != nil {
 		return 0, "", err
 	}
-	least, of = w.limit-held, "cache.warm.limit of "+mib(w.limit)
+	least, of = w.limit-held, "cache.warm.limit of "+model.FormatBytes(w.limit)
 	for _, b := range append(bounds, node) {
 		if room := b.room(held); room < least {
 			least, of = room, b.text

@@ -249,24 +249,24 @@ func TestReadingAheadKeepsItsBounds(t *testing.T) {
 		why  string
 	}{
 		{"the limit", Warm{Limit: 30 * mega}, func(t *testing.T) machine { return newMachine(t, 1000, 500, 0) }, 20,
-			"no more fits into cache.warm.limit of 30 MiB"},
+			"no more fits into cache.warm.limit of 30.0 MiB"},
 		{"a share of memory", Warm{LimitPercent: 2}, func(t *testing.T) machine { return newMachine(t, 900, 500, 0) }, 16,
-			"no more fits into cache.warm.limit of 18 MiB"},
+			"no more fits into cache.warm.limit of 18.0 MiB"},
 		// meminfo stands still here, so each step finds what it found; what is held is counted off.
 		{"the node's memory", Warm{LimitPercent: 50, KeepFree: 100 * mega}, func(t *testing.T) machine { return newMachine(t, 1000, 60, 50) }, 0,
-			"no more fits into the node's free memory and page cache that was read once, less 100 MiB (cache.warm.keepFree)"},
+			"no more fits into the node's free memory and page cache that was read once, less 100.0 MiB (cache.warm.keepFree)"},
 		{"what others have not read twice", Warm{LimitPercent: 50, KeepFreePercent: 10}, func(t *testing.T) machine { return newMachine(t, 1000, 70, 66) }, 36,
-			"no more fits into the node's free memory and page cache that was read once, less 100 MiB (cache.warm.keepFree)"},
+			"no more fits into the node's free memory and page cache that was read once, less 100.0 MiB (cache.warm.keepFree)"},
 		{"the agent's limit", Warm{LimitPercent: 50}, func(t *testing.T) machine {
 			m := newMachine(t, 1000, 500, 0)
 			m.within(t, 180, 60, 26)
 			return m
-		}, 16, "no more fits into the agent's own memory limit of 180 MiB, in which what it reads ahead counts: give its container no limit, or one that is larger by cache.warm.limit"},
+		}, 16, "no more fits into the agent's own memory limit of 180.0 MiB, in which what it reads ahead counts: give its container no limit, or one that is larger by cache.warm.limit"},
 		{"an agent's limit that holds nothing more", Warm{LimitPercent: 50}, func(t *testing.T) machine {
 			m := newMachine(t, 1000, 500, 0)
 			m.within(t, 128, 60, 10)
 			return m
-		}, 0, "no more fits into the agent's own memory limit of 128 MiB, in which what it reads ahead counts: give its container no limit, or one that is larger by cache.warm.limit"},
+		}, 0, "no more fits into the agent's own memory limit of 128.0 MiB, in which what it reads ahead counts: give its container no limit, or one that is larger by cache.warm.limit"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			root, o := shelf(t, map[string]int{"a": 40})
@@ -298,7 +298,7 @@ func TestWhatAPodNeedsTakesThePlaceOfWhatItDoesNot(t *testing.T) {
 		high.Priority = 1
 		c.Want([]model.Spec{spec("c", "c"), spec("b", "b"), high})
 		stop := run(t, c)
-		require.Equal(t, "read ahead in part: no more fits into cache.warm.limit of 45 MiB", warmed(t, c, "b").Warmth)
+		require.Equal(t, "read ahead in part: no more fits into cache.warm.limit of 45.0 MiB", warmed(t, c, "b").Warmth)
 		require.Equal(t, []int{20, 0, 20}, []int{inCache(t, root, "a"), inCache(t, root, "b"), inCache(t, root, "c")}, "by priority, and then as the config lists them")
 
 		c.InUse(calls("p", "b"))
@@ -309,7 +309,7 @@ func TestWhatAPodNeedsTakesThePlaceOfWhatItDoesNot(t *testing.T) {
 		// Two pods' models do not push out each other.
 		c.InUse(append(calls("p", "a", "b"), calls("q", "c")...))
 		wait(t, c, "c", func(s *model.Status) bool {
-			return s.Warmth == "read ahead for pod ns/q in part: no more fits into cache.warm.limit of 45 MiB"
+			return s.Warmth == "read ahead for pod ns/q in part: no more fits into cache.warm.limit of 45.0 MiB"
 		})
 		require.Equal(t, []int{20, 20, 0}, []int{inCache(t, root, "a"), inCache(t, root, "b"), inCache(t, root, "c")})
 
@@ -490,7 +490,7 @@ func TestReadingAheadStaysWithinARealMemoryLimit(t *testing.T) {
 	child.Env = append(os.Environ(), "WARM_ROOT="+root)
 	out, err := child.CombinedOutput()
 	require.NoError(t, err, string(out))
-	require.Contains(t, string(out), "warmth=read ahead in part: no more fits into the agent's own memory limit of 256 MiB")
+	require.Contains(t, string(out), "warmth=read ahead in part: no more fits into the agent's own memory limit of 256.0 MiB")
 	has := inCache(t, root, "a")
 	t.Logf("a limit of %d MiB: %d MiB of 240 are in memory, %s MiB count, %s", limit, has, usageFile(t), failures(t))
 	require.LessOrEqual(t, has, limit-ownMemory>>20, "the agent keeps its own")

@@ -474,7 +474,7 @@ func (c *Cache) check(f *file) {
 		f.wrong("cache.scrub.interval", "want 0s (never) or at least 1h, got %s", c.Scrub.Interval)
 	}
 	if c.Scrub.Rate < 1<<20 {
-		f.wrong("cache.scrub.rate", "want at least 1Mi (a second), got %d bytes", c.Scrub.Rate)
+		f.wrong("cache.scrub.rate", "want at least 1Mi (a second), got %s", model.FormatBytes(int64(c.Scrub.Rate)))
 	}
 	c.checkDisks(f)
 	if c.Warm.Limit == (Share{}) {

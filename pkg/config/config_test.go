@@ -186,7 +186,7 @@ func TestBadInputIsOneClearLineEach(t *testing.T) {
 		"model's refresh":  {head + "cache:\n  models:\n  - {name: a, source: s3://b/p, refresh: -1h}\n", "c.yaml:5: cache.models[0].refresh: want 0s (never) or at least 1m, got -1h0m0s"},
 		"keep":             {head + "cache: {keep: -1}\n", "c.yaml:3: cache.keep: want 0 to 100 old revisions, got -1"},
 		"scrub often":      {head + "cache: {scrub: {interval: 1m}}\n", "c.yaml:3: cache.scrub.interval: want 0s (never) or at least 1h, got 1m0s"},
-		"scrub slowly":     {head + "cache: {scrub: {rate: 1Ki}}\n", "c.yaml:3: cache.scrub.rate: want at least 1Mi (a second), got 1024 bytes"},
+		"scrub slowly":     {head + "cache: {scrub: {rate: 1Ki}}\n", "c.yaml:3: cache.scrub.rate: want at least 1Mi (a second), got 1.0 KiB"},
 		"read nothing":     {head + "cache: {warm: {onReady: true, limit: 0%}}\n", "c.yaml:3: cache.warm.limit: want more than nothing, such as 50% or 200Gi; what turns reading ahead off is onReady and onPod"},
 		"read for no pod":  {head + "cache: {demand: {source: none}, warm: {onPod: true}}\n", "c.yaml:3: cache.warm.onPod: want cache.demand.source kubelet or apiserver with it: else no pod is seen"},
 		"credentials":      {head + "cache:\n  models:\n  - name: a\n    source: https://user:secret@h/f\n", "c.yaml:6: cache.models[0].source: source https://h/f: credentials in the URL are not accepted: name a credentials file instead"},
