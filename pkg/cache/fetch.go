@@ -62,7 +62,7 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	for _, s := range j.slots {
 		s.inflight = 0
 		if !s.small {
-			s.opening, s.plain, s.taken = false, false, 0
+			s.opening, s.plain, s.taken, s.stop = false, false, 0, nil // of a file that was wrong it is the last run's
 		}
 		switch {
 		case s.sum != "":

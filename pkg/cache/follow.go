@@ -127,7 +127,7 @@ func (f *fetcher) complete(s *slot) error {
 		f.open--
 		f.finished(s)
 		f.mu.Unlock()
-		return errors.Join(&model.Error{Reason: "WrongDigest", Final: true, Text: text},
+		return errors.Join(wrongContent(s, sum, text),
 			f.disk.Remove(s.journal()), f.disk.Remove(s.path()))
 	}
 	if err := f.sync(s); err != nil {

@@ -139,6 +139,7 @@ func (c *Cache) finish(ctx context.Context, e *entry, ref model.Ref, err error) 
 		c.roomChanged()
 		return
 	}
+	err = c.noteWrong(e, ref, err)
 	reason, message := model.ReasonOf(err), model.Printable(err.Error())
 	if reason != e.reason || message != e.message {
 		c.log.Warn("model is not ready", "model", e.name, "reason", reason, "err", message)
@@ -225,6 +226,9 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 		return err
 	}
 	if stay, err := c.stays(e, m); stay || err != nil {
+		return err
+	}
+	if err := c.sentWrong(e, ref, m); err != nil {
 		return err
 	}
 	if c.goes(e, m.Files, false) {

@@ -86,6 +86,7 @@ type memory struct {
 	// Looked is when the origin last said what it has, and Origin the revision that it named.
 	Looked time.Time `json:"looked,omitzero"`
 	Origin string    `json:"origin,omitempty"`
+	Wrong  wrong     `json:"wrong,omitzero"`
 }
 
 // hold keeps a model at a revision, until somebody pulls it or it is to come from elsewhere.

@@ -50,6 +50,7 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 		if m.Held != (hold{Revision: r.Revision, Ref: r.Ref}) {
 			m.Held = hold{}
 		}
+		m.Wrong = wrong{}
 	})
 	if err != nil {
 		return err
@@ -235,6 +236,9 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 		dir = c.at.revision(r)
 	}
 	e.verifying++
+	if err := c.insist(e); err != nil {
+		c.log.Warn("what the origin sent wrong is not fetched again yet", "model", name, "err", err)
+	}
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()

@@ -86,7 +86,7 @@ func (f *fetcher) keepSmall(s *slot, content []byte) (model.Digest, error) {
 	_, _ = s.hashes().Write(content) // a hash never fails
 	sum := model.Digest(hex.EncodeToString(s.hash.Sum(nil)))
 	if text := s.wrong(sum); text != "" {
-		return "", &model.Error{Reason: "WrongDigest", Final: true, Text: text}
+		return "", wrongContent(s, sum, text)
 	}
 	if sum == s.file.Digest {
 		sum = s.file.Digest // one text of both
