@@ -35,6 +35,16 @@ func (a *agent) span(c config.Cache) {
 // runCache opens the cache of a disk and runs it. A root that cannot be opened is this task's failure alone. apart are
 // the roots before it.
 func (a *agent) runCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) error {
+	for {
+		err := a.runCacheOnce(ctx, disk, c, kubelet, o, apart)
+		if !errors.Is(err, cache.ErrWritable) {
+			return err
+		}
+		a.log.Info("the cache is opened again: its disk is not read-only any more", "root", c.Root)
+	}
+}
+
+func (a *agent) runCacheOnce(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) error {
 	opened, err := a.openCache(ctx, disk, c, kubelet, o, apart)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -74,6 +74,8 @@ func TestScripts(t *testing.T) {
 			switch name {
 			case "driver":
 				return canMakeDrivers(drivers), nil
+			case "mount": // tmpfs, by root
+				return exec.Command("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", drivers).Run() == nil, nil
 			case "userns":
 				return exec.Command("unshare", "--user", "--map-root-user", "true").Run() == nil, nil
 			}
@@ -82,6 +84,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"eventually": eventually,
 			"expand":     expand,
+			"disk":       disk,
 			"driver":     driver,
 			"kubelet":    kubelet,
 			"lose":       func(*testscript.TestScript, bool, []string) { lost.Store(true) }, // lost.bin at the origin
@@ -90,6 +93,21 @@ func TestScripts(t *testing.T) {
 			"sent":       split.sent,
 		},
 	})
+}
+
+// disk mounts a disk of its own at a folder, or makes that read-only or writable, as a kernel and a person do.
+func disk(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: disk DIR new|ro|rw")
+	}
+	dir := ts.MkAbs(args[0])
+	if args[1] == "new" {
+		ts.Check(os.Mkdir(dir, 0o755))
+		ts.Check(ts.Exec("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", dir))
+		ts.Defer(func() { _ = exec.Command("umount", "-l", dir).Run() })
+		return
+	}
+	ts.Check(ts.Exec("mount", "-o", "remount,"+args[1], dir))
 }
 
 // eventually runs a command until it succeeds and, with -match TEXT, prints TEXT; at most 20 s.

@@ -16,9 +16,13 @@ import (
 var ErrLocked = errors.New("locked by another process")
 
 // Lock takes the lock file at path, or returns ErrLocked at once. The kernel lets go of it when the
-// returned file is closed or its process dies, so no stale lock can be left behind.
+// returned file is closed or its process dies, so no stale lock can be left behind. On a disk that is read-only the
+// file must be there: flock(2) asks for no right to write.
 func Lock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(path)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,8 @@ type Cache struct {
 	log     *slog.Logger
 	lock    *os.File
 	limit   int64 // bytes
+	// sealed is that the disk was read-only when the cache was opened: what is not as it should be there stays so.
+	sealed bool
 
 	inventory watch.Value[*model.Inventory]
 	wake      chan struct{} // to the reconcile loop: something changed
@@ -256,6 +258,8 @@ func (c *Cache) status(e *entry) model.Status {
 		c.skipped(e, &s)
 	case e.listed && e.spec.Unsure != "" && e.reason == "":
 		s.Reason, s.Message = "Unsure", e.spec.Unsure
+	case e.busy == nil && e.due() && c.ails.Reason == readOnlyDisk:
+		s.Reason, s.Message = c.ails.Reason, c.ails.Message
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
 		if until := c.pace.plan.paused(time.Now()); until != "" {
@@ -332,6 +336,9 @@ func (c *Cache) Pull(_ context.Context, s model.Spec) (asked int64, err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.mayWrite(); err != nil {
+		return 0, err
+	}
 	known := c.models[s.Name]
 	if s.Source == (model.Ref{}) {
 		s.Source = known.origin()
@@ -418,6 +425,9 @@ func (c *Cache) setPin(name string, pinned bool) error {
 	e := c.models[name]
 	if e == nil || !e.asked() && len(e.records()) == 0 {
 		return notFound(name)
+	}
+	if err := c.mayWrite(); err != nil {
+		return err
 	}
 	m := e.memory
 	if !one {

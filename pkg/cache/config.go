@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
@@ -116,7 +117,8 @@ func (cfg *Config) check() error {
 
 // Open takes the directory, finishes or undoes what a crash left, and reads what is there. It starts
 // nothing: see Run. sources are keyed by scheme. The caller closes the Cache. While another process has
-// the directory, the error is durable.ErrLocked.
+// the directory, the error is durable.ErrLocked. On a disk that is read-only it takes what is there as it is, changes
+// nothing, and Run ends with ErrWritable once that has passed.
 func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -193,7 +195,10 @@ func nearest(path string) string {
 }
 
 func (c *Cache) open() error {
-	if err := c.probe(); err != nil {
+	if err := c.probe(); errors.Is(err, syscall.EROFS) {
+		c.sealed, c.ails = true, c.readOnlyProblem()
+		c.log.Error("the disk of the cache", "reason", c.ails.Reason, "message", c.ails.Message)
+	} else if err != nil {
 		return err
 	}
 	size, _, err := durable.Space(c.cfg.Root)

@@ -3,9 +3,11 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,6 +166,7 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 		holds(t, root, "b", other)
 	}
 	o.put("a", commit2, two)
+	readOnly(t, root, o, map[string]map[string][]byte{"a@" + commit1: one, "a@" + commit2: two, "b@" + commit1: other})
 	c := open(t, config(root), o)
 	for _, m := range c.Get().Models {
 		if m.State == model.Ready {
@@ -205,4 +208,52 @@ func check(t *testing.T, root string, o *origin, one, two, other map[string][]by
 	}
 	require.Equal(t, size, c.Get().Used)
 	require.Zero(t, c.Get().Reserved)
+}
+
+// readOnly opens the root as if its disk were read-only: what is said to be ready is whole, as it is, and stays so.
+func readOnly(t *testing.T, root string, o *origin, want map[string]map[string][]byte) {
+	t.Helper()
+	before := listing(t, root)
+	cfg := config(root)
+	cfg.disk.Fault = func(op, path string) error {
+		if op == "mkdir" && exists(path) {
+			return nil
+		}
+		return syscall.EROFS
+	}
+	c, err := Open(cfg, map[string]Source{"mem": o})
+	if err != nil { // it had not got as far as to make its directories
+		require.ErrorIs(t, err, syscall.EROFS)
+		require.ErrorContains(t, err, "is not usable")
+		return
+	}
+	require.True(t, c.sealed)
+	for _, m := range c.Get().Models {
+		if m.State == model.Ready {
+			holds(t, root, m.Name, want[m.Name+"@"+m.Revision])
+		}
+	}
+	require.NoError(t, c.Close())
+	require.Equal(t, before, listing(t, root))
+	for _, name := range []string{"a", "b"} {
+		for _, path := range []string{c.at.next(name), c.at.manifest(name)} {
+			if r, err := readRecord(path); err == nil && c.matches(c.at.visible(name), r.Files, nil) {
+				require.NotNil(t, c.Get().Model(name), "it is whole")
+				require.Equal(t, r.Revision, c.Get().Model(name).Revision)
+				break
+			}
+		}
+	}
+}
+
+// listing is all that is below a root.
+func listing(t *testing.T, root string) (paths []string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && path != layout(root).lock() {
+			paths = append(paths, path)
+		}
+		return err
+	}))
+	return paths
 }

@@ -33,6 +33,10 @@ func (c *Cache) guard(ctx context.Context, end context.CancelCauseFunc) {
 			end(gone)
 			return
 		}
+		if c.sealed && problem.Reason != readOnlyDisk && problem.Reason != failingDisk {
+			end(ErrWritable)
+			return
+		}
 		c.noteDisk(problem)
 		select {
 		case <-ctx.Done():
@@ -53,8 +57,7 @@ func (c *Cache) inspect() (problem model.Problem, gone error) {
 	// an error in which statfs(2) still calls it writable.
 	switch err := writable(c.at.lock()); {
 	case errors.Is(err, syscall.EROFS):
-		return model.Problem{Reason: readOnlyDisk, Message: fmt.Sprintf(
-			"the disk of %s is read-only, as the kernel makes it after an error: what is here can be read, nothing can be pulled: see dmesg, repair and remount it", c.cfg.Root)}, nil
+		return c.readOnlyProblem(), nil
 	case errors.Is(err, syscall.EIO):
 		return model.Problem{Reason: failingDisk, Message: fmt.Sprintf(
 			"the disk of %s fails: see dmesg, repair and remount it", c.cfg.Root)}, nil
@@ -64,6 +67,31 @@ func (c *Cache) inspect() (problem model.Problem, gone error) {
 			"the disk of %s is full, by others than the cache: make room on it", c.cfg.Root)}, nil
 	}
 	return problem, nil
+}
+
+func (c *Cache) readOnlyProblem() model.Problem {
+	return model.Problem{Reason: readOnlyDisk, Message: fmt.Sprintf(
+		"the disk of %s is read-only, as the kernel makes it after an error: what is here can be read, nothing can be pulled: see dmesg, repair and remount it", c.cfg.Root)}
+}
+
+// ErrWritable is the end of Run where the disk was read-only when the cache was opened, and is not any more: open it
+// again, for that finishes what a crash left.
+var ErrWritable = errors.New("the cache's disk can be written to again")
+
+// mayWrite refuses what a person asks for while the disk is read-only. c.mu is held.
+func (c *Cache) mayWrite() error {
+	if c.ails.Reason != readOnlyDisk {
+		return nil
+	}
+	return &model.Error{Reason: c.ails.Reason, Text: c.ails.Message}
+}
+
+// swept is the error of a step by which Open tidies up. What cannot be tidied up, because the disk is read-only, stays.
+func (c *Cache) swept(err error) error {
+	if c.sealed && errors.Is(err, syscall.EROFS) {
+		return nil
+	}
+	return err
 }
 
 func writable(path string) error {

@@ -1,6 +1,10 @@
 package cache
 
 import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -182,4 +187,144 @@ func (o *origin) looks() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.resolved
+}
+
+// remount makes a disk that nobody writes to read-only, or not.
+func remount(t *testing.T, root string, flags uintptr) {
+	t.Helper()
+	require.NoError(t, unix.Mount("", root, "", unix.MS_REMOUNT|flags, "size=8m"))
+}
+
+// TestAnAgentThatStartsOnAReadOnlyDiskShowsWhatIsThere is a node that was rebooted after its disk failed.
+func TestAnAgentThatStartsOnAReadOnlyDiskShowsWhatIsThere(t *testing.T) {
+	root := small(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrigin()
+		a, second, b := weights(1), weights(2), weights(3)
+		o.hub["a"] = model.Hub{Repo: "org/m", Revision: "main"}
+		o.put("a", commit1, a)
+		o.put("b", "r1", b)
+		cfg := config(root)
+		cfg.Limit = 8*mega - 1
+		cfg.Keep = 1
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		ready(t, c, "b")
+		moves(t, c, o, "a", commit2, second)
+		o.put("c", "r1", map[string][]byte{"f": noise(4, 300_000)})
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, off, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			return silent{ctx, bytes.NewReader(nil)}, nil, off > 100_000
+		}
+		wants := []model.Spec{spec("a", "a"), spec("b", "b"), spec("c", "c")}
+		c.Want(wants)
+		wait(t, c, "c", func(s *model.Status) bool { return s != nil && s.Done > 60_000 })
+		stop()
+		used := c.Get().Used
+		// What a crash leaves, and a start sweeps: here it stays.
+		require.NoError(t, os.WriteFile(filepath.Join(c.at.partial("c"), ".tmp-1"), nil, 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(c.at.manifests(), "stray"), nil, 0o600))
+		require.NoError(t, os.Mkdir(filepath.Join(c.at.byName(), ".a.tmp-0"), 0o755))
+		remount(t, root, unix.MS_RDONLY)
+
+		c = open(t, cfg, o)
+		require.Equal(t, []string{"DiskReadOnly"}, problems(c))
+		_, err := Open(cfg, map[string]Source{"mem": o})
+		require.ErrorIs(t, err, durable.ErrLocked, "two agents are one too many")
+		o.forget()
+		c.Want(wants)
+		ended := make(chan error, 1)
+		go func() { ended <- c.Run(t.Context()) }()
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		require.Equal(t, []string{"DiskReadOnly"}, problems(c))
+		s := c.Get().Model("a")
+		require.Equal(t, model.Ready, s.State)
+		require.Equal(t, commit2, s.Revision)
+		require.Len(t, s.Old, 1, "nothing goes")
+		require.Equal(t, model.Ready, c.Get().Model("b").State)
+		holds(t, root, "a", second)
+		holds(t, root, "a@111111111111", a)
+		holds(t, root, "b", b)
+		serves(t, root, "org/m", map[string][]map[string][]byte{commit1: {a}, commit2: {second}})
+		s = c.Get().Model("c")
+		require.Equal(t, model.Pending, s.State)
+		require.Equal(t, "DiskReadOnly", s.Reason)
+		require.Contains(t, s.Message, "is read-only")
+		require.InDelta(t, used, c.Get().Used, 400_000, "a partial download that is not as it should be does not count")
+		require.Zero(t, o.looks())
+		for name, do := range map[string]func() error{
+			"pull":     func() error { return ask(t, c, spec("b", "b")) },
+			"pull new": func() error { return ask(t, c, spec("new", "b")) },
+			"remove":   func() error { return c.Remove(t.Context(), "a@111111111111", true) },
+			"pin":      func() error { return c.Pin("a") },
+			"rollback": func() error { _, err := c.Rollback(t.Context(), "a", ""); return err },
+		} {
+			require.Equal(t, "DiskReadOnly", model.ReasonOf(do()), name)
+		}
+		damaged, err := c.Verify(t.Context(), "a")
+		require.NoError(t, err)
+		require.Empty(t, damaged)
+
+		// It is repaired: Run says so, and whoever opens it again has all that it had.
+		remount(t, root, 0)
+		require.ErrorIs(t, <-ended, ErrWritable)
+		require.NoError(t, c.Close())
+		c = open(t, cfg, o)
+		require.Empty(t, problems(c))
+		require.NoFileExists(t, filepath.Join(c.at.manifests(), "stray"))
+		c.Want(wants)
+		stop = run(t, c)
+		ready(t, c, "c")
+		require.Less(t, o.bytesAsked(), int64(300_000), "the download goes on where it was")
+		require.Len(t, c.Get().Model("a").Old, 1)
+		stop()
+	})
+}
+
+// TestWhatIsPromisedStaysWhileTheCacheOfARepairedDiskIsOpenedAgain holds labels through the moment between the two.
+func TestWhatIsPromisedStaysWhileTheCacheOfARepairedDiskIsOpenedAgain(t *testing.T) {
+	root := small(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrigin()
+		o.hold("a")
+		cfg := config(root)
+		cfg.Limit = 4 * mega
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		stop()
+		remount(t, root, unix.MS_RDONLY)
+		s := NewSet(slog.New(slog.DiscardHandler))
+		s.InUse(nil)
+		s.Want([]model.Spec{spec("a", "a")})
+		s.Span([]Root{{Path: root}})
+		promised := func() model.State {
+			if inv := s.Promised().Get(); inv != nil && inv.Model("a") != nil {
+				return inv.Model("a").State
+			}
+			return ""
+		}
+		for range 2 {
+			c = open(t, cfg, o)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- s.Run(ctx, "", c) }()
+			synctest.Wait()
+			require.Equal(t, model.Ready, promised())
+			if c.sealed {
+				remount(t, root, 0)
+				require.ErrorIs(t, <-ended, ErrWritable)
+			} else {
+				cancel()
+				require.NoError(t, <-ended)
+			}
+			cancel()
+			require.NoError(t, c.Close())
+			require.Equal(t, model.Ready, promised(), "as when the agent ends")
+		}
+		require.False(t, c.sealed)
+	})
 }

@@ -206,12 +206,12 @@ func (c *Cache) scanHub() error {
 			c.log.Warn("leaving alone what this cache did not make; it counts against the limit", "dir", dir)
 			c.foreign += weigh(dir)
 		}
-		if err != nil {
+		if err := c.swept(err); err != nil {
 			return err
 		}
 	}
 	for _, name := range wanted {
-		err := c.showRepository(name, c.fromRepository(name, "", nil), nil)
+		err := c.swept(c.showRepository(name, c.fromRepository(name, "", nil), nil))
 		if model.ReasonOf(err) == "Foreign" {
 			c.log.Warn("a model is not where clients of the hub look for it", "repository", name, "err", err)
 		} else if err != nil {

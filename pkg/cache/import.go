@@ -72,6 +72,10 @@ func (c *Cache) seize(ctx context.Context, b bundled) (*entry, context.Context, 
 			c.mu.Unlock()
 			return nil, nil, ref, &model.Error{Reason: "CacheClosed", Text: "the cache was closed meanwhile: import the bundle again"}
 		}
+		if err := c.mayWrite(); err != nil {
+			c.mu.Unlock()
+			return nil, nil, ref, err
+		}
 		e := c.entry(b.Name)
 		if e.asked() && fingerprint(e.ref()) == b.Ref {
 			ref = e.ref() // all of it

@@ -178,7 +178,7 @@ func (c *Cache) scanOld() error {
 				err = c.hide(dir)
 			}
 		}
-		if err := errors.Join(err, c.disk.Remove(path)); err != nil {
+		if err := c.swept(errors.Join(err, c.disk.Remove(path))); err != nil {
 			return err
 		}
 	}
@@ -188,7 +188,7 @@ func (c *Cache) scanOld() error {
 		if e.visible != nil && e.memory.Held != (hold{}) && e.memory.Held.Revision != e.visible.Revision {
 			m := e.memory
 			m.Held = hold{}
-			if err := c.remember(e, m); err != nil {
+			if err := c.swept(c.remember(e, m)); err != nil {
 				return err
 			}
 		}
@@ -252,6 +252,9 @@ func (c *Cache) Rollback(ctx context.Context, name, revision string) (model.Roll
 		return model.Rollback{}, &model.Error{Reason: "Removing", Text: fmt.Sprintf("model %s is being removed", name)}
 	}
 	to, err := e.older(revision)
+	if err == nil {
+		err = c.mayWrite()
+	}
 	if err != nil {
 		c.mu.Unlock()
 		return model.Rollback{}, err
@@ -353,6 +356,9 @@ func (c *Cache) removeOld(name, revision string, force bool) error {
 	case !force && c.inUse(e, r) != "":
 		err = &model.Error{Reason: "InUse", Final: true, Text: fmt.Sprintf(
 			"revision %s of model %s is kept: %s: remove it with --force if it may go all the same", r.short(), name, c.inUse(e, r))}
+	}
+	if err == nil {
+		err = c.mayWrite()
 	}
 	if err == nil && slices.Contains(e.memory.Pins, r.short()) {
 		m := e.memory

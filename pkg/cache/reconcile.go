@@ -24,20 +24,25 @@ const (
 )
 
 // Run reconciles what is asked for with what is there until ctx is done. It returns nil then, with
-// downloads left resumable. A failure is a model's status and not the end of Run, but for a disk that is gone.
+// downloads left resumable. A failure is a model's status and not the end of Run, but for a disk that is gone, and for
+// ErrWritable.
 func (c *Cache) Run(ctx context.Context) error {
 	ctx, end := context.WithCancelCause(ctx)
 	var group sync.WaitGroup
 	defer group.Wait()
 	defer end(nil)
-	c.shrink(ctx)
 	group.Go(func() { c.guard(ctx, end) })
 	group.Go(func() { c.observe(ctx) })
-	group.Go(func() { c.scrub(ctx) })
+	if !c.sealed { // nor could what the scrub finds be withdrawn
+		c.shrink(ctx)
+		group.Go(func() { c.scrub(ctx) })
+	}
 	group.Go(func() { c.warm(ctx) })
 	for ctx.Err() == nil {
-		c.sweep()
-		c.prune()
+		if !c.readOnly() {
+			c.sweep()
+			c.prune()
+		}
 		wait := c.start(ctx, &group)
 		timer := time.NewTimer(wait)
 		select {

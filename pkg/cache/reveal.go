@@ -265,11 +265,15 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 	}
 	c.mu.Lock()
 	here := r == e.visible || one && slices.Contains(e.old, r)
+	stuck := c.mayWrite()
 	c.mu.Unlock()
 	if !here { // what was read last is another revision, or nothing
 		return nil, &model.Error{Reason: "Changed", Text: fmt.Sprintf("revision %s of model %s went away meanwhile: verify it again", r.short(), name)}
 	}
 	c.log.Error("a model is damaged on disk", "model", name, "revision", r.Revision, "files", damaged)
+	if stuck != nil {
+		return damaged, fmt.Errorf("what is damaged cannot be withdrawn: %w", stuck)
+	}
 	return damaged, c.condemn(ctx, bad)
 }
 

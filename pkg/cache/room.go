@@ -453,7 +453,10 @@ func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 		return &model.Error{Reason: "Pinned", Final: true,
 			Text: fmt.Sprintf("model %s is pinned: unpin it first, or remove it with --force", name)}
 	}
-	err := c.remember(e, memory{LastUse: e.memory.LastUse})
+	err := c.mayWrite()
+	if err == nil {
+		err = c.remember(e, memory{LastUse: e.memory.LastUse})
+	}
 	busy := e.busy
 	if err == nil {
 		e.restart()

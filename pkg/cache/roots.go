@@ -129,7 +129,7 @@ func (s *Set) Run(ctx context.Context, name string, c *Cache) error {
 	err := c.Run(work)
 	s.mu.Lock()
 	d.cache = nil
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && !errors.Is(err, ErrWritable) {
 		d.err, d.since = cmp.Or(err, errors.New("it ended before it was asked to")), time.Now()
 	}
 	s.settle()

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -26,7 +27,7 @@ func (c *Cache) scanBlobs() error {
 		}
 		d, err := model.ParseDigest(e.Name())
 		if err != nil || c.at.blob(d) != path || !e.Type().IsRegular() {
-			return c.disk.Remove(path)
+			return c.swept(c.disk.Remove(path))
 		}
 		info, err := e.Info()
 		if err != nil {
@@ -50,7 +51,7 @@ func (c *Cache) names(dir, suffix string) ([]string, error) {
 			names = append(names, name)
 			continue
 		}
-		if err := c.disk.RemoveTree(filepath.Join(dir, e.Name())); err != nil {
+		if err := c.swept(c.disk.RemoveTree(filepath.Join(dir, e.Name()))); err != nil {
 			return nil, err
 		}
 	}
@@ -66,7 +67,7 @@ func (c *Cache) scanStates() error {
 		var m memory
 		if err := readJSON(c.at.state(name), &m); err != nil {
 			c.log.Warn("forgetting an unreadable model state", "model", name, "err", err)
-			if err := c.disk.Remove(c.at.state(name)); err != nil {
+			if err := c.swept(c.disk.Remove(c.at.state(name))); err != nil {
 				return err
 			}
 			continue
@@ -86,11 +87,12 @@ func (c *Cache) scanModels() error {
 	for _, path := range pending {
 		name := strings.TrimSuffix(filepath.Base(path), "+next.json")
 		if r, bad := readRecord(path); bad == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
+			c.entry(name).visible = r
 			err = errors.Join(c.disk.Rename(path, c.at.manifest(name)), c.disk.SyncDir(c.at.manifests()))
 		} else {
 			err = c.disk.Remove(path)
 		}
-		if err != nil {
+		if err := c.swept(err); err != nil {
 			return err
 		}
 	}
@@ -99,13 +101,16 @@ func (c *Cache) scanModels() error {
 		return err
 	}
 	for _, name := range manifests {
+		if e := c.models[name]; e != nil && e.visible != nil {
+			continue
+		}
 		r, err := readRecord(c.at.manifest(name))
 		if err == nil && r.Name == name && c.matches(c.at.visible(name), r.Files, nil) {
 			c.entry(name).visible = r
 			continue
 		}
 		c.log.Warn("dropping a model that is not what its manifest says", "model", name, "err", err)
-		if err := errors.Join(c.hide(c.at.visible(name)), c.disk.Remove(c.at.manifest(name))); err != nil {
+		if err := c.swept(errors.Join(c.hide(c.at.visible(name)), c.disk.Remove(c.at.manifest(name)))); err != nil {
 			return err
 		}
 	}
@@ -133,11 +138,11 @@ func (c *Cache) scanVisible() error {
 			foreign = append(foreign, name)
 			c.foreign += weigh(filepath.Join(c.at.byName(), name))
 		}
-		if err != nil {
+		if err := c.swept(err); err != nil {
 			return err
 		}
 	}
-	if err := c.showRevisions(); err != nil {
+	if err := c.swept(c.showRevisions()); err != nil {
 		return err
 	}
 	if len(foreign) > 0 {
@@ -294,8 +299,11 @@ func (c *Cache) scanPartials() error {
 			c.entry(name).job = j
 			continue
 		}
+		if c.sealed && errors.Is(err, syscall.EROFS) {
+			continue // it would have been tidied up
+		}
 		c.log.Warn("dropping an unreadable partial download", "model", name, "err", err)
-		if err := c.disk.RemoveTree(c.at.partial(name)); err != nil {
+		if err := c.swept(c.disk.RemoveTree(c.at.partial(name))); err != nil {
 			return err
 		}
 	}
@@ -305,7 +313,7 @@ func (c *Cache) scanPartials() error {
 // sweepBlobs drops every blob that no model and no partial download has a link to.
 func (c *Cache) sweepBlobs() error {
 	for d := range c.blobs {
-		if err := c.dropOrphan(d); err != nil {
+		if err := c.swept(c.dropOrphan(d)); err != nil {
 			return err
 		}
 	}

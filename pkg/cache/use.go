@@ -143,6 +143,9 @@ func (u *uses) look() {
 func (c *Cache) flushUses(newer time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.ails.Reason == readOnlyDisk {
+		return
+	}
 	changed := false
 	for _, e := range c.models {
 		m, due := e.memory, false
