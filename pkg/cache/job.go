@@ -497,9 +497,13 @@ func (j *job) allocate() error {
 func (j *job) allocated() int64 {
 	var sum int64
 	for _, s := range j.slots {
-		if !s.small {
-			sum += s.own // synced, and so on the disk
+		if s.small { // not looked at one by one, with Cache.mu held: there may be 100,000
+			if s.sum != "" && !s.linked {
+				sum += s.file.Size
+			}
+			continue
 		}
+		sum += s.own // synced, and so on the disk
 		if info, err := os.Lstat(s.path()); err == nil && !s.linked {
 			sum += min(durable.Allocated(info), s.file.Size)
 		}

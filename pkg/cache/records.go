@@ -112,7 +112,9 @@ func readJSON(path string, v any) error {
 		return err
 	}
 	defer f.Close()
-	if err := json.UnmarshalRead(f, v, jsonv1.DefaultOptionsV1()); err != nil {
+	// As it did, encoding/json would first have all of it in memory to see whether it is JSON to its end. What is read of a
+	// file that is not is of no use to any caller.
+	if err := json.UnmarshalRead(f, v, jsonv1.DefaultOptionsV1(), jsonv1.ReportErrorsWithLegacySemantics(false)); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil

@@ -247,8 +247,9 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 		e.verified = time.Now()
 	}()
 	bad := map[model.Digest]bool{}
+	buf := make([]byte, bufferSize) // one for all: there may be 100,000 files
 	for _, f := range r.Files {
-		sum, err := hashFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Path)))
+		sum, err := hashFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Path)), buf)
 		if ctx.Err() != nil {
 			return damaged, ctx.Err()
 		}
@@ -331,13 +332,14 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 	return errors.Join(errs...)
 }
 
-func hashFile(ctx context.Context, path string) (model.Digest, error) {
+// hashFile is the sha256 of a file, which is read by way of buf.
+func hashFile(ctx context.Context, path string, buf []byte) (model.Digest, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	h, buf := sha256.New(), make([]byte, bufferSize)
+	h := sha256.New()
 	for ctx.Err() == nil {
 		n, err := f.Read(buf)
 		h.Write(buf[:n])

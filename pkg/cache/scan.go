@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -162,7 +164,8 @@ func (c *Cache) current(name string) bool {
 	if !isRevision {
 		return e.visible != nil
 	}
-	return c.isOne(c.at.visible(name), e.records()) && c.ours(name)
+	dir := c.at.visible(name)
+	return slices.ContainsFunc(e.records(), func(r *record) bool { return c.at.revision(r) == dir && c.shows(dir, r) })
 }
 
 // ours reports whether a directory in by-name was made by this cache: its store knows the name, or the
@@ -177,17 +180,29 @@ func (c *Cache) ours(name string) bool {
 // linked reports whether the first file in a directory is a blob.
 func (c *Cache) linked(dir string) bool {
 	var first fs.FileInfo
-	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+	var path string
+	_ = filepath.WalkDir(dir, func(at string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			first, err = e.Info()
 			if err == nil {
+				path = at
 				return fs.SkipAll
 			}
 		}
 		return err
 	})
-	if first == nil {
+	if first == nil || durable.Links(first) < 2 {
 		return false
+	}
+	is := func(d model.Digest) bool {
+		blob, err := os.Lstat(c.at.blob(d))
+		return err == nil && os.SameFile(first, blob)
+	}
+	// A small one is told by its content: 100,000 may be of its size. Of a large one only few are.
+	if first.Size() <= bufferSize {
+		if content, err := os.ReadFile(path); err == nil && is(digestOf(content)) {
+			return true
+		}
 	}
 	c.mu.Lock()
 	var alike []model.Digest
@@ -197,10 +212,12 @@ func (c *Cache) linked(dir string) bool {
 		}
 	}
 	c.mu.Unlock()
-	return slices.ContainsFunc(alike, func(d model.Digest) bool {
-		blob, err := os.Lstat(c.at.blob(d))
-		return err == nil && os.SameFile(first, blob)
-	})
+	return slices.ContainsFunc(alike, is)
+}
+
+func digestOf(content []byte) model.Digest {
+	sum := sha256.Sum256(content)
+	return model.Digest(hex.EncodeToString(sum[:]))
 }
 
 // weigh is the bytes of the files under path, as far as they can be seen.

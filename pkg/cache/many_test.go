@@ -1,0 +1,96 @@
+package cache
+
+import (
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// What a directory of many small files costs is counted here for each of them, with fewer than there may be: 100,000.
+
+// allocated is how many bytes do allocates.
+func allocated(do func()) int64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return int64(after.TotalAlloc - before.TotalAlloc)
+}
+
+func TestManyFilesAreVerifiedInOneBuffer(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		const n = 300
+		o.put("a", "r1", crumbs(n))
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		ready(t, c, "a")
+		require.Less(t, allocated(func() {
+			damaged, err := c.Verify(t.Context(), "a")
+			require.NoError(t, err)
+			require.Empty(t, damaged)
+		}), int64(4*bufferSize))
+	})
+}
+
+// many is a record of n files whose text is long.
+func many(n int) *record {
+	r := &record{Name: "a"}
+	for i := range n {
+		r.Files = append(r.Files, model.File{Path: fmt.Sprintf("f%06d", i), Digest: model.Digest(fmt.Sprintf("%064x", i)),
+			Check: model.Checksum("md5:" + strings.Repeat("0", 1000))})
+	}
+	return r
+}
+
+func TestARecordIsNotInMemoryAsText(t *testing.T) {
+	const n, text = 2000, 1200
+	path := filepath.Join(t.TempDir(), "r.json")
+	require.NoError(t, writeJSON(durable.Disk{}, path, many(n), 0o600))
+	var r *record
+	// What it says is of that size, too; its text would take twice as much again while it is read.
+	require.Less(t, allocated(func() {
+		var err error
+		r, err = readRecord(path)
+		require.NoError(t, err)
+	}), int64(n*text*2))
+	require.Len(t, r.Files, n)
+}
+
+func TestWhoseFilesTheseAreIsNotAskedOfAllOfTheirSize(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := map[string][]byte{}
+		for i := range 2000 {
+			files[fmt.Sprint(i)] = fmt.Appendf(nil, "%08d", i)
+		}
+		o.put("a", "r1", files)
+		o.put("b", "r1", map[string][]byte{"one": files["1234"]})
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
+		run(t, c)
+		ready(t, c, "a")
+		ready(t, c, "b")
+		require.True(t, c.linked(c.at.visible("b")))
+		require.Less(t, testing.AllocsPerRun(5, func() { c.linked(c.at.visible("b")) }), 100.)
+	})
+}
+
+func TestRoomIsSoughtWithoutALookAtEachSmallFile(t *testing.T) {
+	p := plan{Step: 16 << 20}
+	for i := range 1000 {
+		p.Manifest.Files = append(p.Manifest.Files, model.File{Path: fmt.Sprint(i), Size: 2000})
+	}
+	j := newJob(durable.Disk{}, t.TempDir(), p)
+	j.slots[0].sum, j.slots[1].sum, j.slots[2].sum = "a", "b", "c"
+	j.slots[2].linked = true
+	require.EqualValues(t, 2*2000, j.allocated())
+	require.Zero(t, testing.AllocsPerRun(5, func() { j.allocated() }))
+}
+
