@@ -235,7 +235,11 @@ func (d Disk) RemoveTree(path string) error {
 		return err
 	}
 	for _, e := range entries {
-		if err := d.RemoveTree(filepath.Join(path, e.Name())); err != nil {
+		remove := d.Remove
+		if e.IsDir() {
+			remove = d.RemoveTree
+		}
+		if err := remove(filepath.Join(path, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
@@ -92,5 +94,58 @@ func TestRoomIsSoughtWithoutALookAtEachSmallFile(t *testing.T) {
 	j.slots[2].linked = true
 	require.EqualValues(t, 2*2000, j.allocated())
 	require.Zero(t, testing.AllocsPerRun(5, func() { j.allocated() }))
+}
+
+// TestNobodyWaitsForTheDeletionOfManyFiles looks whether others could publish, while directories are deleted.
+func TestNobodyWaitsForTheDeletionOfManyFiles(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		const n = 100
+		o.hub["a"] = model.Hub{Repo: "org/a", Revision: "main"}
+		files := crumbs(n)
+		o.put("a", commit1, files)
+		cfg := config(root)
+		var c *Cache
+		free, held := 0, 0
+		cfg.Keep = 1
+		var watching atomic.Bool
+		cfg.disk.Fault = func(op, path string) error {
+			if in, _ := filepath.Rel(root, path); !watching.Load() || op != "remove" || !strings.HasPrefix(in, "models/") {
+				return nil
+			}
+			if c.links.TryLock() {
+				c.links.Unlock()
+				free++
+			} else {
+				held++
+			}
+			return nil
+		}
+		c = open(t, cfg, o)
+		stop := run(t, c)
+		require.NoError(t, ask(t, c, spec("a", "a")))
+		ready(t, c, "a")
+		synctest.Wait()
+		watching.Store(true)
+		require.NoError(t, c.Remove(t.Context(), "a", false))
+		require.Greater(t, free, 3*n, "by name, by revision and in the hub")
+		require.Zero(t, held)
+
+		watching.Store(false)
+		require.NoError(t, ask(t, c, spec("a", "a")))
+		ready(t, c, "a")
+		files["0/0"] = []byte("new")
+		o.put("a", commit2, files)
+		require.NoError(t, ask(t, c, spec("a", "a")))
+		wait(t, c, "a", func(s *model.Status) bool { return s.Revision == commit2 && len(s.Old) == 1 })
+		synctest.Wait()
+		free, held = 0, 0
+		watching.Store(true)
+		require.NoError(t, c.Remove(t.Context(), "a@"+model.Revision12(commit1), true))
+		require.Greater(t, free, n, "by revision")
+		watching.Store(false)
+		stop()
+		holds(t, root, "a", files)
+		tidy(t, root, files)
+	})
 }
 

@@ -129,31 +129,39 @@ func (c *Cache) prune() {
 
 // dropOld takes an old revision out of sight, in one step, and off the disk.
 func (c *Cache) dropOld(e *entry, r *record) error {
-	c.links.Lock()
-	defer c.links.Unlock()
-	c.mu.Lock()
-	if !slices.Contains(e.old, r) {
-		c.mu.Unlock()
-		return nil
-	}
-	now := slices.DeleteFunc(e.records(), func(o *record) bool { return o == r })
-	c.mu.Unlock()
-	if err := c.hide(c.at.revision(r)); err != nil {
+	aside, there, err := c.unshowOld(e, r)
+	err = errors.Join(err, c.disk.RemoveTree(aside))
+	if !there {
 		return err
 	}
-	c.mu.Lock()
-	e.old = slices.DeleteFunc(slices.Clone(e.old), func(o *record) bool { return o == r })
-	delete(e.usedOld, r.short())
-	c.mu.Unlock()
-	err := errors.Join(c.showHub(e.name, now, []*record{r}), c.disk.Remove(c.at.old(r)))
-	for _, f := range r.Files {
-		err = errors.Join(err, c.dropOrphan(f.Digest))
-	}
+	err = errors.Join(err, c.dropOrphans(r.Files))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.roomChanged()
 	c.changed()
 	return err
+}
+
+// unshowOld takes an old revision out of sight: its directory is put aside, where it is to be deleted. It reports whether
+// this was so.
+func (c *Cache) unshowOld(e *entry, r *record) (aside string, there bool, err error) {
+	c.links.Lock()
+	defer c.links.Unlock()
+	c.mu.Lock()
+	if !slices.Contains(e.old, r) {
+		c.mu.Unlock()
+		return "", false, nil
+	}
+	now := slices.DeleteFunc(e.records(), func(o *record) bool { return o == r })
+	c.mu.Unlock()
+	if aside, err = c.putAside(c.at.revision(r)); err != nil {
+		return aside, false, err
+	}
+	c.mu.Lock()
+	e.old = slices.DeleteFunc(slices.Clone(e.old), func(o *record) bool { return o == r })
+	delete(e.usedOld, r.short())
+	c.mu.Unlock()
+	return aside, true, errors.Join(c.showHub(e.name, now, []*record{r}), c.disk.Remove(c.at.old(r)))
 }
 
 // scanOld takes a directory for an old revision only if it holds exactly what store/revisions says. What

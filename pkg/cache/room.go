@@ -351,40 +351,57 @@ func (c *Cache) salvage(ctx context.Context, e *entry, r *record) error {
 }
 
 func (c *Cache) erase(ctx context.Context, e *entry, r *record, spare func() bool) error {
-	name := e.name
 	if c.cfg.Unlabelled != nil {
-		if err := c.cfg.Unlabelled(ctx, name); err != nil {
-			return fmt.Errorf("take back the labels of model %s: %w", name, err)
+		if err := c.cfg.Unlabelled(ctx, e.name); err != nil {
+			return fmt.Errorf("take back the labels of model %s: %w", e.name, err)
 		}
 	}
+	aside, err := c.unshow(e, r, spare)
+	for _, dir := range aside {
+		err = errors.Join(err, c.disk.RemoveTree(dir))
+	}
+	if err != nil {
+		return err
+	}
+	return c.dropOrphans(r.Files)
+}
+
+// unshow takes r out of sight: all that leads to it is put aside, where it is to be deleted.
+func (c *Cache) unshow(e *entry, r *record, spare func() bool) (aside []string, err error) {
 	c.links.Lock()
 	defer c.links.Unlock()
 	c.mu.Lock()
 	spared := spare()
 	c.mu.Unlock()
 	if spared {
-		return errSpared
+		return nil, errSpared
 	}
-	if err := c.hide(c.at.visible(name)); err != nil {
+	put := func(dir string) error {
+		at, err := c.putAside(dir)
+		if at != "" {
+			aside = append(aside, at)
+		}
 		return err
+	}
+	if err := put(c.at.visible(e.name)); err != nil {
+		return aside, err
 	}
 	c.mu.Lock()
 	e.visible = nil // or others would make the repository hold it still
 	now := e.old
 	c.mu.Unlock()
 	gone := []*record{r}
-	if err := errors.Join(c.hideRevisions(name, now, gone), c.showHub(name, now, gone)); err != nil {
-		return err
+	// What is large goes aside, so that nobody waits until it is deleted.
+	if dir := c.at.revision(r); c.shows(dir, r) && !c.isOne(dir, now) {
+		err = put(dir)
 	}
-	if err := c.disk.Remove(c.at.manifest(name)); err != nil {
-		return err
+	if r.Hub.Repo != "" && c.shows(c.at.snapshot(r), r) && len(c.fromRepository(r.Hub.Repo, e.name, now)) == 0 {
+		err = errors.Join(err, put(c.at.repository(r.Hub.Repo)))
 	}
-	for _, f := range r.Files {
-		if err := c.dropOrphan(f.Digest); err != nil {
-			return err
-		}
+	if err := errors.Join(err, c.hideRevisions(e.name, now, gone), c.showHub(e.name, now, gone)); err != nil {
+		return aside, err
 	}
-	return nil
+	return aside, c.disk.Remove(c.at.manifest(e.name))
 }
 
 // dropPartial gives up a partial download and its reservation. No worker is on it, or it is the caller.

@@ -245,17 +245,22 @@ func (c *Cache) inTheWay(e *entry) error {
 
 // hide takes a directory out of sight in one step and then deletes it.
 func (c *Cache) hide(dir string) error {
+	aside, err := c.putAside(dir)
+	return errors.Join(err, c.disk.RemoveTree(aside))
+}
+
+// putAside takes a directory out of sight, in one step, to where it is to be deleted, "" where it was not there.
+func (c *Cache) putAside(dir string) (aside string, err error) {
 	if !exists(dir) {
-		return nil
+		return "", nil
 	}
-	aside, err := c.at.scratch(dir)
-	if err != nil {
-		return err
+	if aside, err = c.at.scratch(dir); err != nil {
+		return "", err
 	}
 	if err := c.disk.Rename(dir, aside); err != nil {
-		return err
+		return "", err
 	}
-	return errors.Join(c.disk.SyncDir(filepath.Dir(dir)), c.disk.RemoveTree(aside))
+	return aside, c.disk.SyncDir(filepath.Dir(dir))
 }
 
 // matches reports whether a directory holds exactly these files, as links of blobs, and these texts. It
@@ -331,6 +336,28 @@ func (c *Cache) scanPartials() error {
 func (c *Cache) sweepBlobs() error {
 	for d := range c.blobs {
 		if err := c.swept(c.dropOrphan(d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropOrphans deletes the blobs of files whose own name is the last. There may be 100,000, which take their time:
+// c.links is not held, but taken for some of them at a time, so that others publish meanwhile.
+func (c *Cache) dropOrphans(files []model.File) error {
+	for some := range slices.Chunk(files, batchFiles) {
+		if err := c.dropSome(some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cache) dropSome(files []model.File) error {
+	c.links.Lock()
+	defer c.links.Unlock()
+	for _, f := range files {
+		if err := c.dropOrphan(f.Digest); err != nil {
 			return err
 		}
 	}
