@@ -151,15 +151,86 @@ func (c *Cache) bringIn(ctx context.Context, e *entry, ref model.Ref, b bundled,
 	if err := c.reserve(ctx, e, j); err != nil {
 		return err
 	}
-	for _, s := range j.slots {
-		if s.sum != "" {
-			continue
-		}
-		if err := c.copyIn(ctx, j, s, in); err != nil {
-			return err
-		}
+	if err := c.copyAll(ctx, j, in); err != nil {
+		return err
 	}
 	return c.reveal(e, ref, j)
+}
+
+// copyAll makes the content that j lacks durable, from the bundle: of small files as a download does it, many at a time.
+// What came before an error stays.
+func (c *Cache) copyAll(ctx context.Context, j *job, in *bundleReader) (err error) {
+	batch, size := map[int]model.Digest{}, int64(0)
+	var buf []byte // of small files
+	for _, s := range j.slots {
+		switch {
+		case s.sum != "":
+			continue
+		case !s.small:
+			err = c.copyIn(ctx, j, s, in)
+		default:
+			buf = slices.Grow(buf[:0], int(s.file.Size))[:s.file.Size]
+			if err = c.copySmall(ctx, j, s, in, buf); err == nil {
+				batch[s.n] = s.file.Digest
+				size += s.file.Size
+			}
+		}
+		if err == nil && len(batch) < batchFiles && size < batchBytes {
+			continue
+		}
+		if settled := j.keep(batch, size); settled != nil || err != nil {
+			return errors.Join(err, settled)
+		}
+		clear(batch)
+		size = 0
+	}
+	return j.keep(batch, size)
+}
+
+// keep makes small files durable that an import has written.
+func (j *job) keep(batch map[int]model.Digest, size int64) error {
+	if err := j.syncBatch(batch); err != nil {
+		j.got.Add(-size)
+		return ours(err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for n, sum := range batch {
+		j.slots[n].sum = sum
+	}
+	return nil
+}
+
+// copySmall writes the content of s, from the bundle, by way of buf, which has its size. It is not durable yet.
+func (c *Cache) copySmall(ctx context.Context, j *job, s *slot, in *bundleReader, buf []byte) error {
+	content, err := in.blob(*s.file)
+	if err != nil {
+		return err
+	}
+	counted := &counting{ctx: ctx, j: j, r: content}
+	if _, err = io.ReadFull(counted, buf); err != nil {
+		err = cutOff(s, err)
+	} else if sum := digestOf(buf); sum != s.file.Digest {
+		err = notInBundle(s, sum)
+	} else if err = createAnew(c.disk, s.path(), buf); err != nil {
+		err = ours(err)
+	}
+	if err != nil {
+		j.got.Add(-counted.n)
+	}
+	return err
+}
+
+// cutOff says of a bundle that it ended too early, where err is that.
+func cutOff(s *slot, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return bad("it was cut off within the content of %q", s.file.Path)
+	}
+	return err
+}
+
+func notInBundle(s *slot, sum model.Digest) error {
+	return &model.Error{Reason: "WrongDigest", Final: true, Text: fmt.Sprintf("%s in the bundle has sha256 %s instead of %s", s.file.Path, sum, s.file.Digest)}
 }
 
 // copyIn makes the content of s durable, from the bundle.
@@ -176,19 +247,19 @@ func (c *Cache) copyIn(ctx context.Context, j *job, s *slot, in *bundleReader) e
 	s.reset()
 	counted := &counting{ctx: ctx, j: j, r: content}
 	sum, err := c.store(s.path(), s.file.Size, counted)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = bad("it was cut off within the content of %q", s.file.Path)
-	}
-	if err == nil && sum != s.file.Digest {
-		err = &model.Error{Reason: "WrongDigest", Final: true, Text: fmt.Sprintf("%s in the bundle has sha256 %s instead of %s", s.file.Path, sum, s.file.Digest)}
-	}
-	if err == nil && !s.small {
+	if err != nil {
+		err = cutOff(s, err)
+	} else if sum != s.file.Digest {
+		err = notInBundle(s, sum)
+	} else {
 		err = writeJSON(c.disk, s.journal(), journal{Sum: sum}, 0o600)
 	}
 	if err != nil {
 		j.got.Add(-counted.n)
 		return errors.Join(err, c.disk.Remove(s.path()))
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	s.sum = sum
 	return nil
 }

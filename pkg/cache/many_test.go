@@ -1,10 +1,13 @@
 package cache
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -24,6 +27,19 @@ func allocated(do func()) int64 {
 	do()
 	runtime.ReadMemStats(&after)
 	return int64(after.TotalAlloc - before.TotalAlloc)
+}
+
+// counter counts the steps of a disk by their kind.
+type counter struct {
+	mu    sync.Mutex
+	steps map[string]int
+}
+
+func (n *counter) step(op, _ string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.steps[op]++
+	return nil
 }
 
 func TestManyFilesAreVerifiedInOneBuffer(t *testing.T) {
@@ -149,3 +165,86 @@ func TestNobodyWaitsForTheDeletionOfManyFiles(t *testing.T) {
 	})
 }
 
+func TestSmallFilesOfABundleShareTheirWaitsForTheDisk(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := crumbs(1500)
+		files["large"] = noise(1, 3*64<<10)
+		o.put("a", "r1", files)
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		var bundle bytes.Buffer
+		require.NoError(t, c.Export(t.Context(), []string{"a"}, &bundle))
+		stop()
+		there, n := dir(t), counter{steps: map[string]int{}}
+		cfg := config(there)
+		cfg.disk.Fault = n.step
+		c = open(t, cfg, o)
+		run(t, c)
+		clear(n.steps)
+		require.NoError(t, take(t, c, bundle.Bytes()))
+		require.LessOrEqual(t, n.steps["sync"]+n.steps["syncfs"], 20, "%v", n.steps)
+		require.GreaterOrEqual(t, n.steps["syncfs"], 2, "%v", n.steps)
+		synctest.Wait()
+		require.Zero(t, c.Get().Reserved)
+		holds(t, there, "a", files)
+	})
+}
+
+// TestABundleThatIsCutOffLeavesItsSmallFiles takes them from here when it comes again.
+func TestABundleThatIsCutOffLeavesItsSmallFiles(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := crumbs(1500)
+		o.put("a", "r1", files)
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		var bundle bytes.Buffer
+		require.NoError(t, c.Export(t.Context(), []string{"a"}, &bundle))
+		stop()
+		there := dir(t)
+		c = open(t, config(there), o)
+		o.onResolve = func(int, model.Ref) (error, bool) { return io.ErrUnexpectedEOF, true }
+		c.Want([]model.Spec{spec("a", "a")})
+		stop = run(t, c)
+		failed(t, c, "a", "Failed")
+		half := bundle.Bytes()[:bundle.Len()*3/4]
+		require.ErrorContains(t, take(t, c, half), "cut off")
+		stop()
+		n := counter{steps: map[string]int{}}
+		cfg := config(there)
+		cfg.disk.Fault = n.step
+		c = open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		synctest.Wait()
+		clear(n.steps)
+		require.NoError(t, take(t, c, bundle.Bytes()))
+		require.Less(t, n.steps["write"], 1000, "those that came before are not written again")
+		require.Zero(t, c.Get().Reserved)
+		holds(t, there, "a", files)
+	})
+}
+
+func TestSmallMembersOfAnArchiveShareTheirWaitsForTheDisk(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := crumbs(300)
+		files["large"] = noise(1, 3*64<<10)
+		o.layered("a", "r1", model.Directory, nil, tarball(t, "", true, files))
+		n := counter{steps: map[string]int{}}
+		cfg := config(root)
+		cfg.disk.Fault = n.step
+		c := open(t, cfg, o)
+		clear(n.steps)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		stop()
+		require.LessOrEqual(t, n.steps["sync"]+n.steps["syncfs"], 20, "%v", n.steps)
+		require.GreaterOrEqual(t, n.steps["syncfs"], 1, "%v", n.steps)
+		holds(t, root, "a", files)
+		tidy(t, root, files)
+	})
+}

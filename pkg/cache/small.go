@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -91,16 +92,21 @@ func (f *fetcher) keepSmall(s *slot, content []byte) (model.Digest, error) {
 	if sum == s.file.Digest {
 		sum = s.file.Digest // one text of both
 	}
-	err := f.disk.CreateFile(s.path(), content, 0o444)
-	if errors.Is(err, fs.ErrExist) { // of a try whose list was not written
-		if err = f.disk.Remove(s.path()); err == nil {
-			err = f.disk.CreateFile(s.path(), content, 0o444)
-		}
-	}
-	if err != nil {
+	if err := createAnew(f.disk, s.path(), content); err != nil {
 		return "", ours(err)
 	}
 	return sum, nil
+}
+
+// createAnew makes a small file, not yet durable, in the place of one of a try whose list was not written.
+func createAnew(disk durable.Disk, path string, content []byte) error {
+	err := disk.CreateFile(path, content, 0o444)
+	if errors.Is(err, fs.ErrExist) {
+		if err = disk.Remove(path); err == nil {
+			err = disk.CreateFile(path, content, 0o444)
+		}
+	}
+	return err
 }
 
 // settle makes what came durable and counts it, batch by batch while there is a whole one, and the last
@@ -129,19 +135,19 @@ func (f *fetcher) settle(due bool) error {
 	return nil
 }
 
-func (f *fetcher) syncBatch(batch map[int]model.Digest) error {
+func (j *job) syncBatch(batch map[int]model.Digest) error {
 	if len(batch) > fewFiles {
-		if err := f.disk.SyncFS(f.dir); err != nil {
+		if err := j.disk.SyncFS(j.dir); err != nil {
 			return err
 		}
 	} else {
 		for _, n := range slices.Sorted(maps.Keys(batch)) {
-			if err := f.disk.SyncFile(f.slots[n].path()); err != nil {
+			if err := j.disk.SyncFile(j.slots[n].path()); err != nil {
 				return err
 			}
 		}
 	}
-	return f.writeBatch(batch)
+	return j.writeBatch(batch)
 }
 
 // writeBatch notes slots as complete that are on the disk, or are links of what is.

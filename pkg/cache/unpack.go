@@ -21,6 +21,9 @@ import (
 // is in NNNNN.d without a word in the journal is written anew. An archive that a visible model was made of is not fetched
 // again while all of its content is here: the journal begins with its members, as links of blobs.
 
+// smallMember is up to how many bytes a member is small: those wait for the disk together.
+const smallMember = 64 << 10
+
 // flushEvery is how many bytes of a member are written between hints to write them to the disk.
 const flushEvery = 16 << 20
 
@@ -216,12 +219,23 @@ func (c *Cache) unpackOne(ctx context.Context, e *entry, j *job, s *slot) error 
 		return ours(err)
 	}
 	defer in.Close()
-	n := 0
+	n, small := 0, int64(0) // bytes of small members that may not be on the disk yet
 	members, err := archive.Read(&patient{ctx: ctx, file: in}, s.file.Archive, c.limit, func(size int64, content io.Reader) (model.Digest, error) {
 		if err := c.grow(ctx, e, j, s, size); err != nil {
 			return "", err
 		}
-		d, err := c.store(s.content(n), size, content)
+		var d model.Digest
+		var err error
+		if size > smallMember {
+			d, err = c.store(s.content(n), size, content)
+		} else if d, err = c.storeSmall(s.content(n), size, content); err == nil {
+			if small += size; small >= batchBytes { // no more dirty pages than that
+				small = 0
+				if err := c.disk.SyncFS(s.dir()); err != nil {
+					return "", ours(err)
+				}
+			}
+		}
 		if err != nil {
 			return "", err
 		}
@@ -257,17 +271,34 @@ func (c *Cache) unpackOne(ctx context.Context, e *entry, j *job, s *slot) error 
 	return nil
 }
 
-// unpacked makes it durable that the members are there.
+// unpacked makes the members durable, and that they are there.
 func (c *Cache) unpacked(s *slot, members []archive.Member) error {
-	for _, dir := range []string{s.dir(), filepath.Dir(s.dir())} {
-		if err := c.disk.SyncDir(dir); err != nil {
-			return ours(err)
-		}
+	if err := c.syncMembers(s, members); err != nil {
+		return ours(err)
 	}
 	if err := writeJSON(c.disk, s.journal(), journal{Sum: s.sum, Unpacked: true, Members: members}, 0o600); err != nil {
 		return ours(err)
 	}
 	return nil
+}
+
+// syncMembers makes the names of the members durable, and the content of the small ones.
+func (c *Cache) syncMembers(s *slot, members []archive.Member) error {
+	var small []string
+	for n, m := range contents(members) {
+		if m.Size <= smallMember {
+			small = append(small, s.content(n))
+		}
+	}
+	if len(small) > fewFiles {
+		return c.disk.SyncFS(s.dir())
+	}
+	for _, path := range small {
+		if err := c.disk.SyncFile(path); err != nil {
+			return err
+		}
+	}
+	return errors.Join(c.disk.SyncDir(s.dir()), c.disk.SyncDir(filepath.Dir(s.dir())))
 }
 
 // forget gives up members that were written.
@@ -327,6 +358,18 @@ func (c *Cache) store(path string, size int64, content io.Reader) (model.Digest,
 		err = ours(closed)
 	}
 	return d, err
+}
+
+// storeSmall writes the content of a small member and returns its digest. It is not durable yet: see syncMembers.
+func (c *Cache) storeSmall(path string, size int64, content io.Reader) (model.Digest, error) {
+	buf := make([]byte, size)
+	if _, err := io.ReadFull(content, buf); err != nil {
+		return "", err // the archive's
+	}
+	if err := c.disk.CreateFile(path, buf, 0o444); err != nil {
+		return "", ours(err)
+	}
+	return digestOf(buf), nil
 }
 
 func fill(f *durable.File, size int64, content io.Reader) (model.Digest, error) {
