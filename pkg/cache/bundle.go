@@ -2,8 +2,9 @@ package cache
 
 import (
 	"archive/tar"
-	"bytes"
-	"encoding/json"
+	jsonv1 "encoding/json"
+	"encoding/json/jsontext"
+	"encoding/json/v2"
 	"errors"
 	"fmt"
 	"io"
@@ -103,35 +104,78 @@ func (b *bundled) check() error {
 	return nil
 }
 
-func describe(media string, content []byte) ocispec.Descriptor {
-	return ocispec.Descriptor{MediaType: media, Digest: godigest.FromBytes(content), Size: int64(len(content))}
+// text is a JSON file of a bundle. It is encoded whenever it is read and never there as a whole: that of 100,000 files has
+// 20 MB, and a manifest's layers have several times as much.
+type text struct {
+	name string // in the tar
+	size int64  // bytes
+	of   any
 }
 
-// bundleText is the text of a bundle, in the order in which it is written: file names in the tar, and content.
-func bundleText(models []bundled) ([][2]string, error) {
-	layout, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	if err != nil {
-		return nil, err
+func (t text) write(w io.Writer) error { return json.MarshalWrite(w, t.of, jsonv1.DefaultOptionsV1()) }
+
+// measured counts what is written to it.
+type measured struct{ n int64 }
+
+func (m *measured) Write(p []byte) (int, error) {
+	m.n += int64(len(p))
+	return len(p), nil
+}
+
+func describe(media string, of any) (text, ocispec.Descriptor, error) {
+	t, digester, size := text{of: of}, godigest.SHA256.Digester(), measured{}
+	err := t.write(io.MultiWriter(digester.Hash(), &size))
+	d := ocispec.Descriptor{MediaType: media, Digest: digester.Digest(), Size: size.n}
+	t.name, t.size = blobPrefix+d.Digest.Encoded(), d.Size
+	return t, d, err
+}
+
+// layers are files as a manifest lists them.
+type layers []model.File
+
+// MarshalJSONTo encodes them one by one.
+func (l layers) MarshalJSONTo(out *jsontext.Encoder) error {
+	if err := out.WriteToken(jsontext.BeginArray); err != nil {
+		return err
 	}
+	for _, f := range l {
+		d := ocispec.Descriptor{MediaType: mediaFile, Digest: godigest.Digest("sha256:" + string(f.Digest)), Size: f.Size,
+			Annotations: map[string]string{ocispec.AnnotationTitle: f.Path}}
+		if err := json.MarshalEncode(out, d); err != nil {
+			return err
+		}
+	}
+	return out.WriteToken(jsontext.EndArray)
+}
+
+// layer is what is read of one.
+type layer struct {
+	Digest      godigest.Digest `json:"digest"`
+	Size        int64           `json:"size"`
+	Annotations struct {
+		Title string `json:"org.opencontainers.image.title"`
+	} `json:"annotations"`
+}
+
+// bundleText is the text of a bundle, in the order in which it is written.
+func bundleText(models []bundled) ([]text, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
-	var texts [][2]string
+	var texts []text
 	names := map[string]bool{}
 	for _, b := range models {
-		config, err := json.Marshal(b)
+		record, config, err := describe(mediaRecord, b)
 		if err != nil {
 			return nil, err
 		}
-		m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-			ArtifactType: mediaRecord, Config: describe(mediaRecord, config)}
-		for _, f := range b.Files {
-			m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: mediaFile, Digest: godigest.Digest("sha256:" + string(f.Digest)),
-				Size: f.Size, Annotations: map[string]string{ocispec.AnnotationTitle: f.Path}})
-		}
-		manifest, err := json.Marshal(m)
+		m := struct {
+			ocispec.Manifest
+			Layers layers `json:"layers"`
+		}{ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+			ArtifactType: mediaRecord, Config: config}, b.Files}
+		manifest, d, err := describe(ocispec.MediaTypeImageManifest, m)
 		if err != nil {
 			return nil, err
 		}
-		d := describe(ocispec.MediaTypeImageManifest, manifest)
 		d.ArtifactType = mediaRecord
 		name := b.Name
 		if names[name] {
@@ -140,14 +184,18 @@ func bundleText(models []bundled) ([][2]string, error) {
 		names[name] = true
 		d.Annotations = map[string]string{ocispec.AnnotationRefName: name}
 		index.Manifests = append(index.Manifests, d)
-		texts = append(texts, [2]string{blobPrefix + d.Digest.Encoded(), string(manifest)},
-			[2]string{blobPrefix + m.Config.Digest.Encoded(), string(config)})
+		texts = append(texts, manifest, record)
 	}
-	list, err := json.Marshal(index)
+	layout, _, err := describe("", ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
 	if err != nil {
 		return nil, err
 	}
-	return append([][2]string{{ocispec.ImageLayoutFile, string(layout)}, {ocispec.ImageIndexFile, string(list)}}, texts...), nil
+	list, _, err := describe("", index)
+	if err != nil {
+		return nil, err
+	}
+	layout.name, list.name = ocispec.ImageLayoutFile, ocispec.ImageIndexFile
+	return append([]text{layout, list}, texts...), nil
 }
 
 // bundleReader reads a bundle from its start to its end, once.
@@ -197,8 +245,8 @@ func (b *bundleReader) next() error {
 	}
 }
 
-// text is all of the next entry, which is to have that name.
-func (b *bundleReader) text(name string) ([]byte, error) {
+// text is the next entry, which is to have that name.
+func (b *bundleReader) text(name string) (io.Reader, error) {
 	err := b.next()
 	if errors.Is(err, io.EOF) {
 		return nil, bad("it ends before %s", name)
@@ -213,7 +261,7 @@ func (b *bundleReader) text(name string) ([]byte, error) {
 	if b.size > maxBundleText {
 		return nil, bad("%s has %s, the most is %s", name, model.FormatBytes(b.size), model.FormatBytes(maxBundleText))
 	}
-	return io.ReadAll(b.tar)
+	return b.tar, nil
 }
 
 // blob is the content of f. What comes before it is passed over.
@@ -233,20 +281,26 @@ func (b *bundleReader) blob(f model.File) (io.Reader, error) {
 }
 
 // parseBundle reads what is in a bundle. text returns a file of the layout, each is asked for once, in the order in which
-// they are written.
-func parseBundle(text func(name string) ([]byte, error)) ([]bundled, error) {
+// they are written, and read to its end.
+func parseBundle(text func(name string) (io.Reader, error)) ([]bundled, error) {
 	var layout ocispec.ImageLayout
 	var index ocispec.Index
 	read := func(name string, v any) error {
-		data, err := text(name)
+		r, err := text(name)
 		if err != nil {
 			return err
 		}
-		if hex, ok := strings.CutPrefix(name, blobPrefix); ok && godigest.FromBytes(data).Encoded() != hex {
+		digester := godigest.SHA256.Digester()
+		r = io.TeeReader(r, digester.Hash())
+		wrong := decode(r, v)
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			return err
+		}
+		if hex, ok := strings.CutPrefix(name, blobPrefix); ok && digester.Digest().Encoded() != hex {
 			return bad("the content of %s is not of that sha256", name)
 		}
-		if err := json.Unmarshal(data, v); err != nil {
-			return bad("%s: %v", name, err)
+		if wrong != nil {
+			return bad("%s: %v", name, wrong)
 		}
 		return nil
 	}
@@ -267,7 +321,10 @@ func parseBundle(text func(name string) ([]byte, error)) ([]bundled, error) {
 	}
 	var models []bundled
 	for _, d := range index.Manifests {
-		var m ocispec.Manifest
+		var m struct {
+			Config ocispec.Descriptor `json:"config"`
+			Layers []layer            `json:"layers"`
+		}
 		if err := blob(d, &m); err != nil {
 			return nil, err
 		}
@@ -293,13 +350,13 @@ func parseBundle(text func(name string) ([]byte, error)) ([]bundled, error) {
 }
 
 // agrees reports a manifest that lists other files than the record.
-func (b *bundled) agrees(layers []ocispec.Descriptor) error {
-	listed := map[string]ocispec.Descriptor{}
-	for _, l := range layers {
-		listed[l.Annotations[ocispec.AnnotationTitle]] = l
+func (b *bundled) agrees(layers []layer) error {
+	listed := make(map[string]*layer, len(layers))
+	for i, l := range layers {
+		listed[l.Annotations.Title] = &layers[i]
 	}
 	for _, f := range b.Files {
-		if l := listed[f.Path]; string(l.Digest) != "sha256:"+string(f.Digest) || l.Size != f.Size {
+		if l := listed[f.Path]; l == nil || string(l.Digest) != "sha256:"+string(f.Digest) || l.Size != f.Size {
 			return bad("model %s: file %q is not the same in its manifest and in its record", b.Name, f.Path)
 		}
 	}
@@ -312,9 +369,12 @@ func (b *bundled) agrees(layers []ocispec.Descriptor) error {
 // bundleWriter writes a bundle.
 type bundleWriter struct{ tar *tar.Writer }
 
+func (w bundleWriter) head(name string, size int64) error {
+	return w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444})
+}
+
 func (w bundleWriter) put(name string, size int64, content io.Reader) error {
-	err := w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444})
-	if err != nil {
+	if err := w.head(name, size); err != nil {
 		return err
 	}
 	n, err := io.CopyBuffer(struct{ io.Writer }{w.tar}, content, make([]byte, min(bufferSize, max(size, 1))))
@@ -331,7 +391,10 @@ func (w bundleWriter) write(models []bundled, open func(model.File) (io.ReadClos
 		return err
 	}
 	for _, t := range texts {
-		if err := w.put(t[0], int64(len(t[1])), strings.NewReader(t[1])); err != nil {
+		if err := w.head(t.name, t.size); err != nil {
+			return err
+		}
+		if err := t.write(w.tar); err != nil {
 			return err
 		}
 	}
@@ -383,7 +446,7 @@ func Reorder(in io.ReadSeeker, out io.Writer) error {
 		return io.LimitReader(in, p.size), p.size, err
 	}
 	w := bundleWriter{tar.NewWriter(out)}
-	models, err := parseBundle(func(name string) ([]byte, error) {
+	models, err := parseBundle(func(name string) (io.Reader, error) {
 		r, size, err := section(name)
 		if err != nil {
 			return nil, err
@@ -391,11 +454,11 @@ func Reorder(in io.ReadSeeker, out io.Writer) error {
 		if size > maxBundleText {
 			return nil, bad("%s has %s, the most is %s", name, model.FormatBytes(size), model.FormatBytes(maxBundleText))
 		}
-		data, err := io.ReadAll(r)
-		if err != nil {
+		if err := w.put(name, size, r); err != nil {
 			return nil, err
 		}
-		return data, w.put(name, size, bytes.NewReader(data))
+		r, _, err = section(name)
+		return r, err
 	})
 	if err != nil {
 		return err

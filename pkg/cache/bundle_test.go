@@ -151,7 +151,9 @@ func TestABundleThatLiesIsRefused(t *testing.T) {
 			require.NoError(t, err)
 			var out []tarEntry
 			for _, text := range texts {
-				out = append(out, file(text[0], text[1]))
+				var content strings.Builder
+				require.NoError(t, text.write(&content))
+				out = append(out, file(text.name, content.String()))
 			}
 			return append(out, file(blobPrefix+string(digest([]byte("x"))), "x"))
 		}

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"archive/tar"
 	"bytes"
 	"fmt"
 	"io"
@@ -63,7 +64,7 @@ func many(n int) *record {
 	r := &record{Name: "a"}
 	for i := range n {
 		r.Files = append(r.Files, model.File{Path: fmt.Sprintf("f%06d", i), Digest: model.Digest(fmt.Sprintf("%064x", i)),
-			Check: model.Checksum("md5:" + strings.Repeat("0", 1000))})
+			Version: strings.Repeat("0", 1000)})
 	}
 	return r
 }
@@ -80,6 +81,25 @@ func TestARecordIsNotInMemoryAsText(t *testing.T) {
 		require.NoError(t, err)
 	}), int64(n*text*2))
 	require.Len(t, r.Files, n)
+}
+
+func TestABundleIsNotInMemoryAsText(t *testing.T) {
+	const n, text = 2000, 1200
+	b := many(n).bundle(model.Ref{})
+	b.Source, b.Revision = "mem://a", "r"
+	var out bytes.Buffer
+	out.Grow(2 * n * text)
+	none := func(model.File) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }
+	require.Less(t, allocated(func() {
+		require.NoError(t, bundleWriter{tar.NewWriter(&out)}.write([]bundled{b}, none))
+	}), int64(n*text*2))
+	var again []bundled
+	require.Less(t, allocated(func() {
+		var err error
+		again, err = parseBundle(newBundleReader(&out).text)
+		require.NoError(t, err)
+	}), int64(n*text*2))
+	require.Equal(t, b.Files, again[0].Files)
 }
 
 func TestWhoseFilesTheseAreIsNotAskedOfAllOfTheirSize(t *testing.T) {

@@ -112,12 +112,16 @@ func readJSON(path string, v any) error {
 		return err
 	}
 	defer f.Close()
-	// As it did, encoding/json would first have all of it in memory to see whether it is JSON to its end. What is read of a
-	// file that is not is of no use to any caller.
-	if err := json.UnmarshalRead(f, v, jsonv1.DefaultOptionsV1(), jsonv1.ReportErrorsWithLegacySemantics(false)); err != nil {
+	if err := decode(f, v); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// decode reads JSON to the end of r. As it used to, encoding/json would first have all of it in memory to see whether it
+// is JSON to its end: after an error v may be anything.
+func decode(r io.Reader, v any) error {
+	return json.UnmarshalRead(r, v, jsonv1.DefaultOptionsV1(), jsonv1.ReportErrorsWithLegacySemantics(false))
 }
 
 // readRecord reads what writeJSON made of a record.
