@@ -218,6 +218,7 @@ func (c *Cache) open() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.setRight(time.Now())
 	c.publish()
 	return nil
 }

@@ -38,6 +38,9 @@ func (c *Cache) guard(ctx context.Context, end context.CancelCauseFunc) {
 			return
 		}
 		c.noteDisk(problem)
+		c.mu.Lock()
+		c.setRight(time.Now())
+		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return

@@ -24,7 +24,7 @@ func (c *Cache) nextLook(e *entry, now time.Time) time.Time {
 		e.look = time.Time{}
 		return e.look
 	}
-	if e.look.IsZero() || e.every != every {
+	if e.look.IsZero() || e.every != every || e.look.Sub(now) > 2*every {
 		last := e.memory.Looked
 		if last.IsZero() || last.After(now) { // the clock was set back
 			last = now

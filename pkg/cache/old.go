@@ -39,7 +39,7 @@ func (c *Cache) inUse(e *entry, r *record) string {
 		if !e.meant(u) {
 			continue
 		}
-		if u.Revision == "" && !u.Since.After(r.Retired) || u.Revision != "" && model.Revision12(u.Revision) == r.short() {
+		if u.Revision == "" && began(u, r) || u.Revision != "" && model.Revision12(u.Revision) == r.short() {
 			return "in use by " + u.By
 		}
 	}
@@ -47,6 +47,12 @@ func (c *Cache) inUse(e *entry, r *record) string {
 		return "opened at " + opened.UTC().Format(time.RFC3339)
 	}
 	return ""
+}
+
+// began reports whether a pod may have begun before a revision was replaced. When one began whose time is to come,
+// because the clock was set back since, is not known.
+func began(u model.Use, r *record) bool {
+	return !u.Since.After(r.Retired) || u.Since.After(time.Now())
 }
 
 // opened is when a file of an old revision was last opened, zero where that was not seen.
@@ -192,6 +198,11 @@ func (c *Cache) scanOld() error {
 	}
 	for _, e := range c.models {
 		slices.SortFunc(e.old, func(a, b *record) int { return b.Retired.Compare(a.Retired) })
+		for i, r := range e.old {
+			if err := c.dateRecord(c.at.old(r), r, time.Now().Add(-time.Duration(i))); err != nil { // in their order still
+				return err
+			}
+		}
 		// A crash came before the revision that the model was to be held at took the other's place.
 		if e.visible != nil && e.memory.Held != (hold{}) && e.memory.Held.Revision != e.visible.Revision {
 			m := e.memory

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -114,6 +115,13 @@ func (c *Cache) scanModels() error {
 		c.log.Warn("dropping a model that is not what its manifest says", "model", name, "err", err)
 		if err := c.swept(errors.Join(c.hide(c.at.visible(name)), c.disk.Remove(c.at.manifest(name)))); err != nil {
 			return err
+		}
+	}
+	for name, e := range c.models {
+		if e.visible != nil {
+			if err := c.dateRecord(c.at.manifest(name), e.visible, time.Now()); err != nil {
+				return err
+			}
 		}
 	}
 	return errors.Join(c.scanOld(), c.scanVisible())

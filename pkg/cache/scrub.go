@@ -47,7 +47,7 @@ func (c *Cache) scrub(ctx context.Context) {
 	}
 	var s scrubbing
 	if err := readJSON(c.at.scrub(), &s); err != nil || s.Began.After(time.Now()) { // none yet, or the clock was set back
-		s = scrubbing{Began: time.Now().UTC(), Done: true, Ended: s.Ended} // all that comes in is verified as it comes
+		s = scrubbing{Began: time.Now().UTC(), Done: true, Ended: past(s.Ended, time.Now()).UTC()} // all that comes in is verified as it comes
 		c.noteScrub(s)
 	}
 	c.mu.Lock()
@@ -56,7 +56,7 @@ func (c *Cache) scrub(ctx context.Context) {
 	c.mu.Unlock()
 	for ctx.Err() == nil {
 		if s.Done {
-			if !sleep(ctx, time.Until(s.Began.Add(c.cfg.Scrub.Every))) {
+			if !sleep(ctx, time.Until(past(s.Began, time.Now()).Add(c.cfg.Scrub.Every))) {
 				return
 			}
 			s = scrubbing{Began: time.Now().UTC(), Ended: s.Ended}

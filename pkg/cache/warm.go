@@ -119,7 +119,7 @@ func (c *Cache) toWarm() []*errand {
 // loads is the revision that a pod will load: nil where it is not here, or where the pod has loaded an old one.
 func (e *entry) loads(u model.Use) *record {
 	if u.Revision == "" {
-		if slices.ContainsFunc(e.old, func(r *record) bool { return !u.Since.After(r.Retired) }) {
+		if slices.ContainsFunc(e.old, func(r *record) bool { return began(u, r) }) {
 			return nil
 		}
 		return e.visible
