@@ -2,6 +2,8 @@ package cache
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -102,24 +104,44 @@ func (s *Set) link() {
 		return
 	}
 	root, want := s.disks[0], map[string]string{}
+	holders := map[string][]*disk{} // of repositories of the hub
 	for _, d := range s.open() {
+		names, repositories := d.cache.shown()
+		for _, repo := range repositories {
+			holders[repo] = append(holders[repo], d)
+		}
 		if d == root {
 			continue
 		}
 		if err := root.cache.disk.MkdirAll(filepath.Join(root.cache.at.disks(), d.Name), 0o755); err != nil {
 			s.log.Error("the folder for a disk in the root cannot be made", "disk", d.Name, "err", err)
 		}
-		names, repositories := d.cache.shown()
 		for _, name := range names {
 			if s.homes[bare(name)] == d {
 				want[root.cache.at.visible(name)] = linkTo(d.Name, "by-name", name)
 			}
 		}
-		for _, repo := range repositories {
-			at := root.cache.at.repository(repo)
-			if want[at] == "" {
-				want[at] = linkTo(d.Name, "hub", filepath.Base(at))
+	}
+	s.split = nil
+	for _, repo := range slices.Sorted(maps.Keys(holders)) {
+		at, on := root.cache.at.repository(repo), holders[repo]
+		shown := on[0]
+		if i := slices.IndexFunc(on, func(d *disk) bool { return shown != root && d.Name == linkOf(at) }); i >= 0 {
+			shown = on[i] // where it leads it leads still
+		}
+		if to := s.disk(linkOf(at)); shown != root && to != nil && to.cache == nil && to.err == nil {
+			continue // it leads to a disk that is not open yet
+		}
+		if shown != root {
+			want[at] = linkTo(shown.Name, "hub", filepath.Base(at))
+		}
+		if others := slices.DeleteFunc(slices.Clone(on), func(d *disk) bool { return d == shown }); len(others) > 0 {
+			var called []string
+			for _, d := range others {
+				called = append(called, d.called())
 			}
+			s.split = append(s.split, fmt.Sprintf("clients of the hub find of repository %s what is on %s, and not what is on %s: its models "+
+				"did not fit on one disk: open those by their names, or make room, remove them and pull them again", repo, shown.called(), strings.Join(called, ", ")))
 		}
 	}
 	s.show(root.cache, want)

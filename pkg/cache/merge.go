@@ -53,6 +53,9 @@ func (s *Set) merge() *model.Inventory {
 		s.add(inv, d, of)
 	}
 	inv.Scrub.Ended = slices.MinFunc(inv.Disks, func(a, b model.Disk) int { return a.Scrub.Ended.Compare(b.Scrub.Ended) }).Scrub.Ended
+	for _, text := range s.split {
+		inv.Problems = append(inv.Problems, model.Problem{Reason: "HubSplit", Message: text})
+	}
 	for _, m := range s.specs {
 		if p, waits := s.waiting[m.Name]; waits {
 			inv.Models = append(inv.Models, model.Status{Name: m.Name, Source: m.Source.String(), State: model.Pending,

@@ -203,6 +203,9 @@ func (s *Set) roomiest(ref model.Ref) *disk {
 		}
 		coming := int64(1)
 		for name, home := range s.homes {
+			if repo != "" && home == d && repositoryOf(s.source(name)) == repo {
+				return d
+			}
 			if home == d && !slices.Contains(names, name) {
 				coming++
 			}
@@ -212,6 +215,19 @@ func (s *Set) roomiest(ref model.Ref) *disk {
 		}
 	}
 	return best
+}
+
+// source is where a model is to come from, as the configuration or a pod says; zero where neither does. s.mu is held.
+func (s *Set) source(name string) model.Ref {
+	if i := s.rank(name); i < len(s.specs) {
+		return s.specs[i].Source
+	}
+	for _, u := range s.uses {
+		if u.Model == name && u.Pull && u.Source != (model.Ref{}) {
+			return u.Source
+		}
+	}
+	return model.Ref{}
 }
 
 func first(disks []*disk) *disk {

@@ -43,6 +43,7 @@ type Set struct {
 	waiting map[string]model.Problem       // why those wait
 	links   map[string]string              // by-name links in the root as they were last seen: names of disks
 	faults  map[string]string              // why a model of another disk is not where pods look for it
+	split   []string                       // repositories of the hub of which the root shows a part, for people
 	refused map[string]map[*disk]time.Time // when a disk had no room for a model, whatever it would evict
 }
 

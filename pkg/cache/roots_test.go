@@ -476,3 +476,58 @@ func TestARootOnTheFilesystemOfAnotherIsRefused(t *testing.T) {
 	require.EqualError(t, err, "cache root "+two+" is on the filesystem of cache root "+one+": mount its own disk there, or take it out of cache.disks")
 	require.NoDirExists(t, two, "nothing was made")
 }
+
+// TestModelsOfOneRepositoryAreTogetherFromTheStartAndSaidWhereTheyCannotBe has a configuration of two, on an empty node.
+func TestModelsOfOneRepositoryAreTogetherFromTheStartAndSaidWhereTheyCannotBe(t *testing.T) {
+	hub := func(name, of string) model.Spec {
+		return model.Spec{Name: name, Source: model.Ref{Scheme: "hf", Host: of, Path: "/m"}}
+	}
+	put := func(d *disks, of, commit string, seed uint64, size int) {
+		d.o.hub[of] = model.Hub{Repo: of + "/m", Revision: "main"}
+		d.o.put(of, strings.Repeat(commit, 20), map[string][]byte{"w": noise(seed, size*mega)})
+	}
+	onDisks(t, []int64{8, 8, 8}, func(t *testing.T, d *disks) {
+		put(d, "org", "0a", 1, 2)
+		d.Want([]model.Spec{hub("k", "org"), hub("l", "org"), hub("n", "org")})
+		d.all()
+		d.after(time.Minute)
+		home := d.Get().Models[0].Disk
+		require.Equal(t, []string{"k " + home + " Ready", "l " + home + " Ready", "n " + home + " Ready"}, d.at())
+		require.Empty(t, d.Get().Problems)
+	})
+	// The second does not fit where the first is.
+	for _, limits := range [][]int64{{1, 4, 5}, {4, 4}} {
+		onDisks(t, limits, func(t *testing.T, d *disks) {
+			put(d, "org", "0a", 1, 3)
+			d.Want([]model.Spec{hub("k", "org")})
+			stop := d.all()
+			d.after(time.Minute)
+			first := d.Get().Models[0].Disk
+			put(d, "org", "0b", 2, 3)
+			later := hub("l", "org")
+			later.Source.Path = "/m@" + strings.Repeat("0b", 20)
+			d.Want([]model.Spec{hub("k", "org"), later})
+			d.after(time.Minute)
+			second := d.Get().Models[1].Disk
+			require.Equal(t, []string{"k " + first + " Ready", "l " + second + " Ready"}, d.at())
+			require.NotEqual(t, first, second)
+			for range 2 {
+				require.Len(t, d.Get().Problems, 1)
+				require.Equal(t, "HubSplit", d.Get().Problems[0].Reason)
+				require.Contains(t, d.Get().Problems[0].Message, "clients of the hub find of repository org/m what is on "+Root{Name: strings.TrimSuffix(first, RootDisk)}.called()+", and not what is on")
+				to := first
+				if first == RootDisk {
+					to = ""
+				}
+				require.Equal(t, to, linkOf(d.path("", "hub", "models--org--m")))
+				stop() // and as it was after a restart
+				stop = d.all()
+				d.after(time.Minute)
+			}
+			d.Want([]model.Spec{hub("k", "org")})
+			require.NoError(t, d.Remove(t.Context(), "l", false))
+			d.after(time.Minute)
+			require.Empty(t, d.Get().Problems)
+		})
+	}
+}

@@ -12,11 +12,11 @@ func cacheFamilies() []family[*node] {
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Used)) })},
 		{name: "model_cache_reserved_bytes", kind: gauge, unit: "bytes", help: "Bytes promised to downloads and not yet written.",
 			read: cache(func(inv *model.Inventory, to emit) { to(float64(inv.Reserved)) })},
-		{name: "model_cache_problem", kind: gauge, unit: "0 or 1", labels: []string{"reason"}, help: "1 while something keeps the cache from its work: its disk is full, read-only, fails or, of several, is gone, or it is not known which models pods use, or what new ones ask for.",
+		{name: "model_cache_problem", kind: gauge, unit: "0 or 1", labels: []string{"reason"}, help: "1 while something keeps the cache from its work: its disk is full, read-only, fails or, of several, is gone, the hub shows a part of a repository, or it is not known which models pods use, or what new ones ask for.",
 			read: cache(func(inv *model.Inventory, to emit) {
 				on := map[string]bool{"DiskFailed": false, "DiskFull": false, "DiskReadOnly": false, "PodsUnknown": false, "PodsUnseen": false}
 				if len(inv.Disks) > 0 {
-					on["DiskGone"] = false
+					on["DiskGone"], on["HubSplit"] = false, false
 				}
 				for _, p := range inv.Problems {
 					on[p.Reason] = true
