@@ -19,7 +19,7 @@ import (
 func TestContractOnFakeGCSServer(t *testing.T) {
 	bin, err := exec.LookPath("fake-gcs-server")
 	if err != nil {
-		t.Skip("no fake-gcs-server on PATH: go install github.com/fsouza/fake-gcs-server@latest")
+		t.Skip("no fake-gcs-server on PATH: test/fakegcs/build.sh builds it, and prints the folder")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -25,7 +25,7 @@ import (
 func TestContractOnVersitygw(t *testing.T) {
 	bin, err := exec.LookPath("versitygw")
 	if err != nil {
-		t.Skip("no versitygw on PATH")
+		t.Skip("no versitygw on PATH: test/e2e/build.sh builds it, and prints the folder")
 	}
 	dir := t.TempDir()
 	for _, bucket := range []string{"models", "versions"} {
