@@ -131,6 +131,7 @@ func TestBadAnswersEndInAReason(t *testing.T) {
 		{"silence", "Stalled", "less than 32 KiB", hook(func(_ int, ctx context.Context, _ int64, part []byte) (io.ReadCloser, error, bool) {
 			return silent{ctx, bytes.NewReader(part[:5])}, nil, true
 		})},
+		{"a list that does not come", "Stalled", "did not list the model's files within 2m0s", func(o *origin) { o.silent = "bad" }},
 		{"forbidden", "Forbidden", "no", hook(func(int, context.Context, int64, []byte) (io.ReadCloser, error, bool) {
 			return nil, &model.Error{Reason: "Forbidden", Text: "no", Final: true}, true
 		})},

@@ -35,6 +35,7 @@ type origin struct {
 	onOpen    func(n int, ctx context.Context, f model.File, off, length int64, body []byte) (io.ReadCloser, error, bool)
 	onResolve func(n int, ref model.Ref) (error, bool)
 	resolved  int
+	silent    string // the host whose list of files does not come
 }
 
 type span struct {
@@ -68,10 +69,16 @@ func (o *origin) put(host, revision string, files map[string][]byte) {
 	o.models[host], o.content[host] = m, files
 }
 
-func (o *origin) Resolve(_ context.Context, ref model.Ref) (model.Manifest, error) {
+func (o *origin) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.resolved++
+	if o.silent == ref.Host {
+		o.mu.Unlock()
+		<-ctx.Done()
+		o.mu.Lock()
+		return model.Manifest{}, fmt.Errorf("list: %w", context.Cause(ctx))
+	}
 	if o.onResolve != nil {
 		if err, answered := o.onResolve(o.resolved, ref); answered {
 			return model.Manifest{}, err
@@ -111,7 +118,7 @@ func (o *origin) bytesAsked() (n int64) {
 func (o *origin) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.asked, o.onOpen, o.onResolve, o.resolved = nil, nil, nil, 0
+	o.asked, o.onOpen, o.onResolve, o.resolved, o.silent = nil, nil, nil, 0, ""
 }
 
 // silent is a body that gives what it has and then nothing until its stream is given up.

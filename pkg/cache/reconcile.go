@@ -269,7 +269,8 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 }
 
 func resolve(ctx context.Context, src Source, ref model.Ref) (model.Manifest, error) {
-	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, resolveTimeout, &model.Error{Reason: "Stalled",
+		Text: fmt.Sprintf("the origin did not list the model's files within %s: check it and what stands between", resolveTimeout)})
 	defer cancel()
 	m, err := src.Resolve(ctx, ref)
 	if err != nil {
