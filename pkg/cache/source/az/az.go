@@ -6,7 +6,10 @@ package az
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -181,29 +184,35 @@ func escaped(name string) string {
 // send asks for u and returns answers of status 200 and 206 alone. what says what is tried.
 func (s *Source) send(ctx context.Context, at place, what string, u *url.URL, header http.Header) (*http.Response, error) {
 	text := fmt.Sprintf("%s: %s%s", at.ref, what, s.where())
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, &model.Error{Reason: "BadSource", Final: true, Text: text + ": not an address"}
-	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
-	req.Header.Set("Accept-Encoding", "identity")
-	req.Header.Set("User-Agent", s.userAgent)
-	req.Header.Set("X-Ms-Version", apiVersion)
-	req.Header.Set("X-Ms-Date", time.Now().UTC().Format(http.TimeFormat))
-	if err := s.authorize(req, at); err != nil {
-		return nil, wrap(ctx, text, err)
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return nil, wrap(ctx, text, err)
-	}
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+	for again := false; ; again = true {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+		if err != nil {
+			return nil, &model.Error{Reason: "BadSource", Final: true, Text: text + ": not an address"}
+		}
+		maps.Copy(req.Header, header)
+		req.Header.Set("Accept-Encoding", "identity")
+		req.Header.Set("User-Agent", s.userAgent)
+		req.Header.Set("X-Ms-Version", apiVersion)
+		req.Header.Set("X-Ms-Date", time.Now().UTC().Format(http.TimeFormat))
+		if err := s.authorize(req, at); err != nil {
+			return nil, web.NoAnswer(ctx, text, err)
+		}
+		resp, err := s.client.Do(req)
+		if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsNotFound {
+			text += ": there is no such account, or this node does not resolve its name"
+		}
+		if err != nil {
+			return nil, web.NoAnswer(ctx, text, err)
+		}
+		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
+			return resp, nil
+		}
 		resp.Body.Close()
-		return nil, statusError(text, resp)
+		if again || resp.StatusCode != http.StatusUnauthorized || s.identity == nil {
+			return nil, statusError(text, resp)
+		}
+		s.identity.drop(strings.TrimPrefix(req.Header.Get("Authorization"), bearer)) // it ended before its time, or was revoked: another may do
 	}
-	return resp, nil
 }
 
 // where names the endpoint in an error, where it is not Azure's public cloud.

@@ -231,6 +231,21 @@ func TestAListingThatLies(t *testing.T) {
 	require.Equal(t, "m/\ufffe", m.Files[1].Key, "what XML cannot hold")
 }
 
+func TestAListingWithoutEndIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	st, endpoint := newStore(t)
+	s := newSource(t, az.Config{Endpoint: endpoint, Anonymous: true})
+	sourcetest.Endless(t, s, "az://acct/models/m", func(page func(n int) bool) {
+		st.before = func(w http.ResponseWriter, _ *http.Request) {
+			n, blobs := len(st.seen), ""
+			if page(n) {
+				blobs = fmt.Sprintf("<Blob><Name>m/%d</Name><Properties><Etag>e</Etag><Content-Length>0</Content-Length></Properties><Metadata><hdi_isfolder>true</hdi_isfolder></Metadata></Blob>", n)
+			}
+			fmt.Fprintf(w, "<EnumerationResults><Blobs>%s</Blobs><NextMarker>%d</NextMarker></EnumerationResults>", blobs, n)
+		}
+	})
+}
+
 func TestMirrors(t *testing.T) {
 	st, endpoint := newStore(t)
 	c := az.Config{Endpoint: endpoint, Anonymous: true}

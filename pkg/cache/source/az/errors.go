@@ -1,31 +1,14 @@
 package az
 
 import (
-	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
-
-// wrap says what a request without an answer means.
-func wrap(ctx context.Context, at string, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return fmt.Errorf("%s: %w", at, cause)
-	}
-	if e, ok := errors.AsType[*model.Error](err); ok {
-		return e
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return &model.Error{Reason: "Untrusted", Final: true, Err: model.NetworkError(err),
-			Text: at + ": the server's certificate is not trusted: correct it, or name its CA file in the config"}
-	}
-	return &model.Error{Reason: "Unreachable", Text: at, Err: model.NetworkError(err)}
-}
 
 var codeForm = lazyregexp.New(`^[A-Za-z]{1,64}$`)
 
@@ -50,8 +33,13 @@ func statusError(at string, resp *http.Response) error {
 		if e := web.ClockOff(at, resp); e != nil {
 			return e
 		}
+		if until, ended := signedUntil(resp.Request); ended {
+			e.Reason = "Expired" // the file may be renewed by itself
+			e.Text += fmt.Sprintf(": the SharedAccessSignature in the credentials file ended at %s: put another there", until.UTC().Format(time.RFC3339))
+			return e
+		}
 		e.Reason, e.Final = "Forbidden", true
-		e.Text += ": check that the credentials are right and not expired, and that they may list and read here (Storage Blob Data Reader)"
+		e.Text += ": check that the credentials are right, that they may list and read here (Storage Blob Data Reader), and that the account's firewall lets this node in"
 	case code == http.StatusPreconditionFailed, code == http.StatusRequestedRangeNotSatisfiable:
 		e.Reason = "Changed"
 		e.Text += ": changed since it was resolved"
@@ -63,8 +51,20 @@ func statusError(at string, resp *http.Response) error {
 		e.Reason, e.Final = "Refused", true
 	default:
 		e.Reason = "WrongAnswer"
+		e.Text += ": check the endpoint and what stands between"
 	}
 	return e
+}
+
+// signedUntil is when the signature in a request ends, and whether that is past.
+func signedUntil(req *http.Request) (until time.Time, ended bool) {
+	text := req.URL.Query().Get("se")
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04Z", time.DateOnly} {
+		if until, err := time.Parse(layout, text); err == nil {
+			return until, time.Now().After(until)
+		}
+	}
+	return time.Time{}, false
 }
 
 const archivedHint = ": it is in the archive tier: rehydrate it, or name another"

@@ -21,6 +21,11 @@ func DialAzure(s *Source, addr string) {
 	}
 }
 
+// DialFails has s reach nobody.
+func DialFails(s *Source, err error) {
+	transport(s).DialContext = func(context.Context, string, string) (net.Conn, error) { return nil, err }
+}
+
 func transport(s *Source) *http.Transport { return s.client.Transport.(*http.Transport) }
 
 func dialTo(addr string) *http.Transport {

@@ -2,6 +2,8 @@ package az_test
 
 import (
 	"encoding/pem"
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -39,7 +41,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"gzip unasked":     {sourcetest.Answer(206, "56789", etag+`"7"`, at+"bytes 5-9/20", "Content-Encoding: gzip"), "Encoded", true, ""},
 		"404":              {sourcetest.Answer(404, "", why+"ContainerNotFound"), "NotFound", true, "404 Not Found (ContainerNotFound): correct the account"},
 		"401":              {sourcetest.Answer(401, "\x1b", why+"<b>"), "Forbidden", true, "401 Unauthorized: check that the credentials"},
-		"403":              {sourcetest.Answer(403, "", why+"AuthorizationPermissionMismatch"), "Forbidden", true, "(AuthorizationPermissionMismatch): check that the credentials are right and not expired"},
+		"403":              {sourcetest.Answer(403, "", why+"AuthorizationPermissionMismatch"), "Forbidden", true, "(AuthorizationPermissionMismatch): check that the credentials are right"},
 		"an old clock":     {sourcetest.Answer(403, "", why+"AuthenticationFailed", "Date: "+late), "ClockSkew", false, "ahead of the server's: set it right"},
 		"not public":       {sourcetest.Answer(409, "", why+"PublicAccessNotPermitted"), "Forbidden", true, "give credentials"},
 		"archived":         {sourcetest.Answer(409, "", why+"BlobArchived"), "Archived", true, "rehydrate it"},
@@ -49,7 +51,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"429":              {sourcetest.Answer(429, "", "Retry-After: 7"), "Throttled", false, ""},
 		"503":              {sourcetest.Answer(503, "", "Retry-After: 7", why+"ServerBusy"), "Throttled", false, ""},
 		"500":              {sourcetest.Answer(500, ""), "Unavailable", false, ""},
-		"a redirect":       {sourcetest.Answer(302, "", "Location: http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false, ""},
+		"a redirect":       {sourcetest.Answer(302, "", "Location: http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false, "check the endpoint"},
 		"no answer":        {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -190,6 +192,72 @@ func TestAWorkloadIdentityIsExchangedOnce(t *testing.T) {
 	require.NoError(t, os.Unsetenv("AZURE_TENANT_ID"))
 	_, err := newSource(t, az.Config{}).Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m"))
 	require.ErrorContains(t, err, "AZURE_TENANT_ID")
+}
+
+// TestATokenThatIsNotAcceptedIsReplaced: the service forgets tokens before they end, and clocks are off.
+func TestATokenThatIsNotAcceptedIsReplaced(t *testing.T) {
+	t.Setenv("AZURE_FEDERATED_TOKEN_FILE", "")
+	given := 0
+	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given++
+		sourcetest.Answer(200, fmt.Sprintf(`{"access_token":"t0ken%d","expires_in":"3599"}`, given))(w, r)
+	}))
+	defer node.Close()
+	accepted := "Bearer t0ken1"
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != accepted {
+			sourcetest.Answer(401, "", "X-Ms-Error-Code: InvalidAuthenticationInfo")(w, r)
+			return
+		}
+		sourcetest.Answer(200, "<EnumerationResults><Blobs></Blobs></EnumerationResults>")(w, r)
+	}))
+	defer srv.Close()
+	s := newSource(t, az.Config{CAFile: sourcetest.Secret(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))})
+	az.DialAzure(s, srv.Listener.Addr().String())
+	az.TrustAs(s, "example.com")
+	az.DialMetadata(s, node.Listener.Addr().String())
+	for _, c := range []struct {
+		accepted, reason string
+		given            int
+	}{
+		{"Bearer t0ken1", "NotFound", 1},
+		{"Bearer t0ken2", "NotFound", 2}, // the first is not accepted any more
+		{"Bearer none", "Forbidden", 3},  // one more, and no more than that
+	} {
+		accepted = c.accepted
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m/"))
+		require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+		require.Equal(t, c.given, given)
+	}
+}
+
+func TestASignatureThatHasEndedSaysSo(t *testing.T) {
+	t.Parallel()
+	for until, reason := range map[string]string{
+		"2024-01-02T03:04:05Z": "Expired", "2024-01-02T03:04Z": "Expired", "2024-01-02": "Expired", // as the portal, people and tools write them
+		"2124-01-02": "Forbidden", "soon": "Forbidden",
+	} {
+		st, endpoint := newStore(t)
+		st.before = sourcetest.Answer(403, "", "X-Ms-Error-Code: AuthenticationFailed")
+		file := sourcetest.Secret(t, "AccountName=acct;SharedAccessSignature=sv=2021&sig=SECRET&se="+until)
+		_, err := newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: file}).Resolve(t.Context(), sourcetest.Ref(t, "az://acct/models/m/"))
+		require.Equal(t, reason, model.ReasonOf(err), "%s: %v", until, err)
+		require.Equal(t, reason == "Forbidden", model.IsFinal(err), "the file may be renewed by itself")
+		require.NotContains(t, err.Error(), "SECRET")
+		if reason == "Expired" {
+			require.ErrorContains(t, err, "in the credentials file ended at 2024-01-02T")
+		}
+	}
+}
+
+func TestAnAccountThatIsNotThereIsSaid(t *testing.T) {
+	t.Parallel()
+	s := newSource(t, az.Config{Anonymous: true})
+	az.DialFails(s, &net.DNSError{Err: "no such host", Name: "nobody.blob.core.windows.net", IsNotFound: true})
+	_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "az://nobody/models/m/"))
+	require.Equal(t, "Unreachable", model.ReasonOf(err), "%v", err)
+	require.ErrorContains(t, err, "no such account")
+	require.False(t, model.IsFinal(err), "names are not resolved for other reasons, too")
 }
 
 func TestTheNodesIdentityIsAskedOfItsMetadataService(t *testing.T) {

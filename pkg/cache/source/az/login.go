@@ -30,6 +30,8 @@ import (
 // audience is whom tokens are for, in each of Azure's clouds.
 const audience = "https://storage.azure.com/"
 
+const bearer = "Bearer "
+
 // credentials are those of one account: a key, or a signature that somebody made with it.
 type credentials struct {
 	account string
@@ -71,7 +73,7 @@ func (s *Source) authorize(req *http.Request, at place) error {
 	case s.identity != nil:
 		token, err := s.identity.token(req.Context())
 		if err == nil {
-			req.Header.Set("Authorization", "Bearer "+token)
+			req.Header.Set("Authorization", bearer+token)
 		}
 		return err
 	}
@@ -141,6 +143,15 @@ func (i *identity) token(ctx context.Context) (string, error) {
 	}
 	i.current = t
 	return t.AccessToken, nil
+}
+
+// drop forgets a token that was not accepted, unless there is another by now.
+func (i *identity) drop(token string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.current != nil && i.current.AccessToken == token {
+		i.current = nil
+	}
 }
 
 // workload exchanges the service account's token, as the webhook of Azure Workload Identity mounts it.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -12,13 +11,12 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-const (
-	blobsLimit = 100_000 // blobs in one model; more is a prefix that was named too short
-	maxPage    = 8 << 20 // bytes of one page of a listing: 1000 blobs of about 2 KiB each, and room
-)
+// maxPage bounds one page of a listing, in bytes: 1000 blobs of about 2 KiB each, and room.
+const maxPage = 8 << 20
 
 // blob is what is asked of one. The service sends more.
 type blob struct {
@@ -59,42 +57,13 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		return model.Manifest{}, err
 	}
 	if itself != nil {
-		f := *itself
-		if ref.Digest != "" && f.Digest != "" && f.Digest != ref.Digest {
-			return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
-				Text: fmt.Sprintf("%s: its sha256 is %s, the source says %s", ref, f.Digest, ref.Digest)}
-		}
-		if ref.Digest != "" {
-			f.Digest = ref.Digest
-		}
-		return model.NewManifest([]model.File{f})
+		return web.One(ref, *itself)
 	}
 	files, err := s.list(ctx, at)
 	if err != nil {
 		return model.Manifest{}, err
 	}
-	kept := make([]model.File, 0, len(files))
-	var sums *model.File
-	for i, f := range files {
-		if f.Path == model.SumsName { // a list of the model, not part of it
-			sums = &files[i]
-			continue
-		}
-		kept = append(kept, f)
-	}
-	switch {
-	case len(kept) == 0:
-		return model.Manifest{}, &model.Error{Reason: "NotFound", Final: true,
-			Text: fmt.Sprintf("%s: no blob there and none under it%s: correct the source", ref, s.where())}
-	case sums != nil:
-		if err := s.readSums(ctx, ref, *sums, kept); err != nil {
-			return model.Manifest{}, err
-		}
-	case ref.Digest != "":
-		return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
-			Text: fmt.Sprintf("%s: its #sha256 is for one blob, or for a SHA256SUMS under the prefix: there is neither", ref)}
-	}
-	return model.NewManifest(kept)
+	return model.NewManifest(files)
 }
 
 // one is the blob that at names, nil where that is a directory: some tools leave an empty blob for one.
@@ -103,7 +72,7 @@ func (s *Source) one(ctx context.Context, at place) (*model.File, error) {
 		return nil, nil
 	}
 	var itself *model.File
-	err := s.pages(ctx, at, at.name, 1, func(name string, b blob) (bool, error) { // names are sorted: it is the first, or is not there
+	err := s.pages(ctx, at, s.listing(at, at.name), 1, func(name string, b blob) (bool, error) { // names are sorted: it is the first, or is not there
 		if name != at.name || b.folder(name) || b.Properties.Size == 0 {
 			return false, nil
 		}
@@ -120,40 +89,40 @@ func (s *Source) list(ctx context.Context, at place) ([]model.File, error) {
 	if prefix != "" && !strings.HasSuffix(prefix, "/") {
 		prefix += "/"
 	}
-	var files []model.File
-	err := s.pages(ctx, at, prefix, 1000, func(name string, b blob) (bool, error) {
-		below := strings.TrimPrefix(name, prefix)
-		if below == "" || b.folder(name) {
-			return true, nil
-		}
-		if err := model.CheckPath(below); err != nil {
-			return false, &model.Error{Reason: "BadPath", Final: true, Err: err,
-				Text: fmt.Sprintf("%s: blob %s cannot be a file of the model: rename or remove it", at.ref, quoted(name))}
+	l := s.listing(at, prefix)
+	err := s.pages(ctx, at, l, 1000, func(name string, b blob) (bool, error) {
+		below, err := l.Path(name, b.Properties.Size)
+		if err != nil || below == "" || b.folder(name) {
+			return true, err
 		}
 		f, err := file(at.ref, b, name, below)
-		if files = append(files, f); len(files) > blobsLimit {
-			return false, &model.Error{Reason: "TooManyFiles", Final: true,
-				Text: fmt.Sprintf("%s: more than %d blobs: name a longer prefix", at.ref, blobsLimit)}
-		}
+		l.Add(f)
 		return true, err
 	})
-	return files, err
+	if err != nil {
+		return nil, err
+	}
+	return l.Files(ctx, s.Open)
 }
 
-// pages calls each with the blobs whose names begin with prefix, size of them a page, until it wants no more.
-func (s *Source) pages(ctx context.Context, at place, prefix string, size int, each func(string, blob) (bool, error)) error {
-	query := url.Values{"restype": {"container"}, "comp": {"list"}, "prefix": {prefix}, "maxresults": {strconv.Itoa(size)}, "include": {"metadata"}}
+func (s *Source) listing(at place, prefix string) *web.Listing {
+	return &web.Listing{Ref: at.ref, Prefix: prefix, Object: "blob", Where: s.where()}
+}
+
+// pages calls each with the blobs of l, size of them a page, until it wants no more.
+func (s *Source) pages(ctx context.Context, at place, l *web.Listing, size int, each func(string, blob) (bool, error)) error {
+	query := url.Values{"restype": {"container"}, "comp": {"list"}, "prefix": {l.Prefix}, "maxresults": {strconv.Itoa(size)}, "include": {"metadata"}}
 	for {
 		u := s.address(at, "")
 		u.RawQuery = query.Encode()
-		resp, err := s.send(ctx, at, "list "+quoted(prefix), u, nil)
+		resp, err := s.send(ctx, at, "list "+quoted(l.Prefix), u, nil)
 		if err != nil {
 			return err
 		}
 		text, err := io.ReadAll(io.LimitReader(resp.Body, maxPage+1))
 		resp.Body.Close()
 		if err != nil {
-			return wrap(ctx, at.ref.String()+s.where(), err)
+			return web.NoAnswer(ctx, at.ref.String()+s.where(), err)
 		}
 		var page struct {
 			XMLName    xml.Name `xml:"EnumerationResults"`
@@ -168,12 +137,15 @@ func (s *Source) pages(ctx context.Context, at place, prefix string, size int, e
 			if b.Name.Encoded {
 				name, err = url.PathUnescape(name)
 			}
-			if err != nil || !strings.HasPrefix(name, prefix) {
+			if err != nil || !strings.HasPrefix(name, l.Prefix) {
 				return wrongAnswer(at.ref)
 			}
 			if more, err := each(name, b); err != nil || !more {
 				return err
 			}
+		}
+		if err := l.Page(len(page.Blobs)); err != nil {
+			return err
 		}
 		switch page.NextMarker {
 		case "":
@@ -205,22 +177,4 @@ func file(ref model.Ref, b blob, name, below string) (model.File, error) {
 		f.Digest = d
 	}
 	return f, nil
-}
-
-// readSums sets the digests that the SHA256SUMS blob gives; a file that it names and the store lacks is an error.
-func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
-	at := fmt.Sprintf("%s: blob %s", ref, quoted(sums.Key))
-	if sums.Size > model.MaxSums {
-		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 16 MiB")}
-	}
-	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	text, err := io.ReadAll(body)
-	if err != nil {
-		return wrap(ctx, ref.String()+s.where(), err)
-	}
-	return model.SetDigests(files, text, ref.Digest, at)
 }

@@ -197,6 +197,21 @@ func TestAPageOfAListingIsBounded(t *testing.T) {
 	require.Equal(t, "WrongAnswer", model.ReasonOf(err), "%v", err)
 }
 
+func TestAListingWithoutEndIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	st, endpoint := newStore(t)
+	s := newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true})
+	sourcetest.Endless(t, s, "gs://models/m/", func(page func(n int) bool) {
+		st.before = func(w http.ResponseWriter, _ *http.Request) {
+			n, items := len(st.seen), ""
+			if page(n) {
+				items = fmt.Sprintf(`{"name":"m/%d/","size":"0","generation":"1"}`, n)
+			}
+			fmt.Fprintf(w, `{"items":[%s],"nextPageToken":"%d"}`, items, n)
+		}
+	})
+}
+
 func TestMirrors(t *testing.T) {
 	st, endpoint := newStore(t)
 	c := gs.Config{Endpoint: endpoint, Anonymous: true}

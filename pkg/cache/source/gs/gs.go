@@ -6,14 +6,16 @@ package gs
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
+	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/internal/lazyregexp"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -22,7 +24,7 @@ import (
 type Config struct {
 	Endpoint        string   // http(s)://host[:port]; "" for https://storage.googleapis.com
 	Anonymous       bool     // send no token: public buckets
-	CredentialsFile string   // a service account's key or a workload identity's description, JSON; "" for the default chain
+	CredentialsFile string   // a service account's key or a workload identity's description, JSON, read anew for each request; "" for the default chain
 	CAFile          string   // PEM certificates to trust beside the system's; "" for none
 	Proxy           string   // http://host:port of a proxy to the store; "" for what the environment says
 	Mirrors         []string // addresses below which other servers have the objects, at bucket/key: see web.ObjectMirrors
@@ -90,7 +92,11 @@ func newSource(c Config) (*Source, error) {
 	case c.Anonymous:
 		return s, nil
 	case c.CredentialsFile != "":
-		if _, err := fromFile(context.Background(), c.CredentialsFile); err != nil {
+		text, err := readCredentials(c.CredentialsFile)
+		if err == nil {
+			_, err = parse(context.Background(), c.CredentialsFile, text)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -105,72 +111,82 @@ func (s *Source) CloseIdle() { s.client.CloseIdleConnections() }
 
 // get asks for path, below the bucket of ref, and returns answers of status 200 and 206 alone. Errors
 // say what was tried.
-func (s *Source) get(ctx context.Context, ref model.Ref, what, path string, query url.Values, ranged string) (*http.Response, error) {
+func (s *Source) get(ctx context.Context, ref model.Ref, what, path string, query url.Values, header http.Header) (*http.Response, error) {
 	at := fmt.Sprintf("%s: %s%s", ref, what, s.where())
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
-		s.base+"/storage/v1/b/"+url.PathEscape(ref.Host)+"/o"+path+"?"+query.Encode(), nil)
-	if err != nil {
-		return nil, &model.Error{Reason: "BadSource", Final: true, Text: at + ": not an address"}
-	}
-	req.Header.Set("Accept-Encoding", "identity")
-	req.Header.Set("User-Agent", s.userAgent)
-	if ranged != "" {
-		req.Header.Set("Range", ranged)
-	}
-	if s.login != nil {
-		token, err := s.login.token(ctx)
+	address := s.base + "/storage/v1/b/" + url.PathEscape(ref.Host) + "/o" + path + "?" + query.Encode()
+	for again := false; ; again = true {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 		if err != nil {
-			return nil, wrap(ctx, at, err)
+			return nil, &model.Error{Reason: "BadSource", Final: true, Text: at + ": not an address"}
 		}
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return nil, wrap(ctx, at, err)
-	}
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		maps.Copy(req.Header, header)
+		req.Header.Set("Accept-Encoding", "identity")
+		req.Header.Set("User-Agent", s.userAgent)
+		token := ""
+		if s.login != nil {
+			if token, err = s.login.token(ctx); err != nil {
+				return nil, web.NoAnswer(ctx, at, err)
+			}
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := s.client.Do(req)
+		if err != nil {
+			return nil, web.NoAnswer(ctx, at, err)
+		}
+		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
+			return resp, nil
+		}
+		err = statusError(at, resp)
 		resp.Body.Close()
-		return nil, statusError(at, resp)
+		if again || resp.StatusCode != http.StatusUnauthorized || s.login == nil {
+			return nil, err
+		}
+		s.login.drop(token) // it ended before its time, or was revoked: another may do
 	}
-	return resp, nil
 }
 
-// wrap says what a request without an answer means.
-func wrap(ctx context.Context, at string, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return fmt.Errorf("%s: %w", at, cause)
+// reasonForm is what Google calls a refusal.
+var reasonForm = lazyregexp.New(`^[A-Za-z]{1,64}$`)
+
+// refusal is why, in Google's word for it; "" where the answer has none.
+func refusal(resp *http.Response) string {
+	var answer struct {
+		Error struct{ Errors []struct{ Reason string } }
 	}
-	if e, ok := errors.AsType[*model.Error](err); ok {
-		return e
+	err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer)
+	if err != nil || len(answer.Error.Errors) == 0 || !reasonForm().MatchString(answer.Error.Errors[0].Reason) {
+		return ""
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return &model.Error{Reason: "Untrusted", Final: true, Err: model.NetworkError(err),
-			Text: at + ": the server's certificate is not trusted: correct it, or name its CA file in the config"}
-	}
-	return &model.Error{Reason: "Unreachable", Text: at, Err: model.NetworkError(err)}
+	return answer.Error.Errors[0].Reason
 }
 
-// statusError says what a status other than the wanted one means.
+// statusError says what a status other than the wanted one means. It reads of the body.
 func statusError(at string, resp *http.Response) error {
 	e := &model.Error{Text: fmt.Sprintf("%s: %s", at, web.StatusText(resp))}
+	why := refusal(resp)
+	if why != "" {
+		e.Text += " (" + why + ")"
+	}
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound:
 		e.Reason, e.Final = "NotFound", true
+		e.Text += ": correct the bucket or the path"
+	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable, strings.HasSuffix(why, "ateLimitExceeded"): // also at 403
+		e.Reason = "Throttled"
+		e.RetryAfter = web.RetryAfter(resp.Header)
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		e.Reason, e.Final = "Forbidden", true
-		e.Text += ": check the credentials and that they may list and get objects here"
+		e.Text += ": check the credentials and that they may list and get objects here (Storage Object Viewer)"
 	case code == http.StatusPreconditionFailed, code == http.StatusRequestedRangeNotSatisfiable:
 		e.Reason = "Changed"
 		e.Text += ": changed since it was resolved"
-	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
-		e.Reason = "Throttled"
-		e.RetryAfter = web.RetryAfter(resp.Header)
 	case code >= 500, code == http.StatusRequestTimeout:
 		e.Reason = "Unavailable"
 	case code >= 400:
 		e.Reason, e.Final = "Refused", true
 	default:
 		e.Reason = "WrongAnswer"
+		e.Text += ": check the endpoint and what stands between"
 	}
 	return e
 }

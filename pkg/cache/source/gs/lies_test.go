@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -23,6 +24,11 @@ import (
 )
 
 const text = "0123456789abcdefghij"
+
+// refused is Google's answer for a reason.
+func refused(reason string) string {
+	return `{"error":{"code":403,"message":"sEcReT","errors":[{"domain":"global","reason":"` + reason + `"}]}}`
+}
 
 func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	t.Parallel()
@@ -34,7 +40,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	}{
 		"200 to a range":     {sourcetest.Answer(200, text, gen+"7"), "RangeIgnored", false},
 		"other start":        {sourcetest.Answer(206, "45678", gen+"7", at+"bytes 4-8/20"), "WrongRange", false},
-		"other total":        {sourcetest.Answer(206, "56789", gen+"7", at+"bytes 5-9/21"), "WrongRange", false},
+		"other total":        {sourcetest.Answer(206, "56789", gen+"7", at+"bytes 5-9/21"), "Changed", false},
 		"no content range":   {sourcetest.Answer(206, "56789", gen+"7"), "WrongRange", false},
 		"too short":          {sourcetest.Answer(206, "567", gen+"7", at+"bytes 5-9/20", "Content-Length: 3"), "WrongLength", false},
 		"another generation": {sourcetest.Answer(206, "56789", gen+"8", at+"bytes 5-9/20"), "Changed", false},
@@ -48,6 +54,10 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"429":                {sourcetest.Answer(429, "", "Retry-After: 7"), "Throttled", false},
 		"503":                {sourcetest.Answer(503, "", "Retry-After: 7"), "Throttled", false},
 		"500":                {sourcetest.Answer(500, ""), "Unavailable", false},
+		"gzip unpacked":      {sourcetest.Answer(200, text, gen+"7", "X-Goog-Stored-Content-Encoding: gzip"), "Encoded", true},
+		"a limit at 403":     {sourcetest.Answer(403, refused("userRateLimitExceeded"), "Retry-After: 7"), "Throttled", false},
+		"who pays":           {sourcetest.Answer(400, refused("required")), "Refused", true},
+		"a word that is not": {sourcetest.Answer(403, refused("\\u001b[31m sEcReT")), "Forbidden", true},
 		"a redirect":         {sourcetest.Answer(302, "", "Location: http://192.0.2.1/?sig=SECRET"), "WrongAnswer", false},
 		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", false},
 	} {
@@ -115,6 +125,90 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 	_, err = other.Resolve(t.Context(), ref)
 	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 	require.Len(t, st.seen, 4, "nothing is sent without a token")
+}
+
+// TestATokenThatIsNotAcceptedIsReplaced: the service forgets tokens before they end, and clocks are off.
+func TestATokenThatIsNotAcceptedIsReplaced(t *testing.T) {
+	t.Parallel()
+	given := 0
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given++
+		sourcetest.Answer(200, fmt.Sprintf(`{"access_token":"t0ken%d","token_type":"Bearer","expires_in":3600}`, given), "Content-Type: application/json")(w, r)
+	}))
+	defer tokens.Close()
+	accepted := ""
+	st, endpoint := newStore(t)
+	st.before = func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != accepted {
+			sourcetest.Answer(401, refused("authError"))(w, r)
+			return
+		}
+		sourcetest.Answer(200, "{}")(w, r)
+	}
+	s := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: sourcetest.Secret(t, account(t, tokens.URL))})
+	for _, c := range []struct {
+		accepted, reason string
+		given            int
+	}{
+		{"Bearer t0ken1", "NotFound", 1},
+		{"Bearer t0ken2", "NotFound", 2}, // the first is not accepted any more
+		{"Bearer none", "Forbidden", 3},  // one more, and no more than that
+	} {
+		accepted = c.accepted
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/m/"))
+		require.Equal(t, c.reason, model.ReasonOf(err), "%v", err)
+		require.Equal(t, c.given, given)
+	}
+}
+
+// TestCredentialsThatChangeCountAtOnce: who mended the file is not kept waiting for the old token's end.
+func TestCredentialsThatChangeCountAtOnce(t *testing.T) {
+	t.Parallel()
+	var tokens [2]*httptest.Server
+	for i := range tokens {
+		tokens[i] = httptest.NewServer(sourcetest.Answer(200, fmt.Sprintf(`{"access_token":"t0ken%d","token_type":"Bearer","expires_in":3600}`, i),
+			"Content-Type: application/json"))
+		defer tokens[i].Close()
+	}
+	st, endpoint := newStore(t)
+	st.put("m/a", []byte(text), nil)
+	file := sourcetest.Secret(t, account(t, tokens[0].URL))
+	s, ref := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: file}), sourcetest.Ref(t, "gs://models/m/")
+	_, err := s.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, []byte(account(t, tokens[1].URL)), 0o600))
+	_, err = s.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	require.Equal(t, "Bearer t0ken0", st.seen[0].Header.Get("Authorization"))
+	require.Equal(t, "Bearer t0ken1", st.seen[1].Header.Get("Authorization"))
+	require.NoError(t, os.WriteFile(file, []byte(`{"type": "authorized_user", "refresh_token": "sEcReT"}`), 0o600))
+	_, err = s.Resolve(t.Context(), ref)
+	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
+	require.ErrorContains(t, err, "want the JSON of a service account's key")
+	require.False(t, model.IsFinal(err))
+	require.Len(t, st.seen, 2, "what is not usable any more is not used")
+}
+
+func TestWhyThereIsNoToken(t *testing.T) {
+	t.Parallel()
+	late := time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)
+	for name, c := range map[string]struct {
+		serve        http.HandlerFunc
+		reason, text string
+	}{
+		"refused":   {sourcetest.Answer(400, `{"error":"invalid_grant","error_description":"sEcReT"}`), "Credentials", "(invalid_grant): check that their account is there and enabled"},
+		"nonsense":  {sourcetest.Answer(400, `{"error":"\u001b[31m sEcReT"}`), "Credentials", "gives no token for these credentials: check"},
+		"the clock": {sourcetest.Answer(400, `{"error":"invalid_grant"}`, "Date: "+late), "ClockSkew", "ahead of the server's"},
+		"no answer": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "Unreachable", "no answer of Google's token service: the connection ended"},
+	} {
+		tokens := httptest.NewServer(c.serve)
+		st, endpoint := newStore(t)
+		s := newSource(t, gs.Config{Endpoint: endpoint, CredentialsFile: sourcetest.Secret(t, account(t, tokens.URL))})
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "gs://models/m/"))
+		tokens.Close()
+		sourcetest.Fails(t, err, c.reason, false, c.text)
+		require.Empty(t, st.seen, name)
+	}
 }
 
 func TestTLSIsVerified(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,13 +11,12 @@ import (
 	"path"
 	"strings"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-const (
-	keysLimit = 100_000 // objects in one model; more is a prefix that was named too short
-	maxPage   = 8 << 20 // bytes of one page of a listing: 1000 objects of about 1 KiB each, and room
-)
+// maxPage bounds one page of a listing, in bytes: 1000 objects of about 1 KiB each, and room.
+const maxPage = 8 << 20
 
 // object is what is asked of one.
 type object struct {
@@ -53,19 +51,12 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 	if err != nil {
 		return model.Manifest{}, err
 	}
-	if ref.Digest != "" && f.Digest != "" && f.Digest != ref.Digest {
-		return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
-			Text: fmt.Sprintf("%s: its sha256 is %s, the source says %s", ref, f.Digest, ref.Digest)}
-	}
-	if ref.Digest != "" {
-		f.Digest = ref.Digest
-	}
-	return model.NewManifest([]model.File{f})
+	return web.One(ref, f)
 }
 
 // one asks for the object at key.
 func (s *Source) one(ctx context.Context, ref model.Ref, key string) (model.File, error) {
-	resp, err := s.get(ctx, ref, "ask for "+quoted(key), "/"+url.PathEscape(key), url.Values{"fields": {objectFields}}, "")
+	resp, err := s.get(ctx, ref, "ask for "+quoted(key), "/"+url.PathEscape(key), url.Values{"fields": {objectFields}}, nil)
 	if err != nil {
 		return model.File{}, err
 	}
@@ -80,78 +71,53 @@ func (s *Source) one(ctx context.Context, ref model.Ref, key string) (model.File
 }
 
 func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string) (model.Manifest, error) {
-	files, err := s.list(ctx, ref, prefix)
+	l := &web.Listing{Ref: ref, Prefix: prefix, Object: "object", Where: s.where()}
+	if err := s.list(ctx, l); err != nil {
+		return model.Manifest{}, err
+	}
+	files, err := l.Files(ctx, s.Open)
 	if err != nil {
 		return model.Manifest{}, err
 	}
-	kept := make([]model.File, 0, len(files))
-	var sums *model.File
-	for i, f := range files {
-		if f.Path == model.SumsName { // a list of the model, not part of it
-			sums = &files[i]
-			continue
-		}
-		kept = append(kept, f)
-	}
-	switch {
-	case len(kept) == 0:
-		return model.Manifest{}, s.nothing(ref)
-	case sums != nil:
-		if err := s.readSums(ctx, ref, *sums, kept); err != nil {
-			return model.Manifest{}, err
-		}
-	case ref.Digest != "":
-		return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
-			Text: fmt.Sprintf("%s: its #sha256 is for one object, or for a SHA256SUMS under the prefix: there is neither", ref)}
-	}
-	return model.NewManifest(kept)
+	return model.NewManifest(files)
 }
 
-// list returns the objects under prefix, directory markers left out.
-func (s *Source) list(ctx context.Context, ref model.Ref, prefix string) ([]model.File, error) {
-	var files []model.File
-	query := url.Values{"prefix": {prefix}, "maxResults": {"1000"}, "fields": {"nextPageToken,items(" + objectFields + ")"}}
+func (s *Source) list(ctx context.Context, l *web.Listing) error {
+	query := url.Values{"prefix": {l.Prefix}, "maxResults": {"1000"}, "fields": {"nextPageToken,items(" + objectFields + ")"}}
 	for {
-		resp, err := s.get(ctx, ref, "list "+quoted(prefix), "", query, "")
+		resp, err := s.get(ctx, l.Ref, "list "+quoted(l.Prefix), "", query, nil)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		var page struct {
 			Items         []object `json:"items"`
 			NextPageToken string   `json:"nextPageToken"`
 		}
-		if err := s.decode(ctx, ref, resp, &page); err != nil {
-			return nil, err
+		if err := s.decode(ctx, l.Ref, resp, &page); err != nil {
+			return err
 		}
 		for _, o := range page.Items {
-			name, under := strings.CutPrefix(o.Name, prefix)
-			if under && name == "" || strings.HasSuffix(o.Name, "/") && o.Size == 0 {
+			name, err := l.Path(o.Name, o.Size)
+			if err != nil {
+				return err
+			}
+			if name == "" {
 				continue
 			}
-			err := model.CheckPath(name)
-			if err == nil && !under {
-				err = fmt.Errorf("it is not under %q", prefix)
-			}
+			f, err := file(l.Ref, o, name)
 			if err != nil {
-				return nil, &model.Error{Reason: "BadPath", Final: true, Err: err,
-					Text: fmt.Sprintf("%s: object %s cannot be a file of the model: rename or remove it", ref, quoted(o.Name))}
+				return err
 			}
-			f, err := file(ref, o, name)
-			if err != nil {
-				return nil, err
-			}
-			files = append(files, f)
+			l.Add(f)
 		}
-		switch {
-		case len(files) > keysLimit:
-			return nil, &model.Error{Reason: "TooManyFiles", Final: true,
-				Text: fmt.Sprintf("%s: more than %d objects: name a longer prefix", ref, keysLimit)}
-		case page.NextPageToken == "" && len(files) == 0:
-			return nil, s.nothing(ref)
-		case page.NextPageToken == "":
-			return files, nil
-		case page.NextPageToken == query.Get("pageToken"): // it would go on for ever
-			return nil, wrongAnswer(ref)
+		if err := l.Page(len(page.Items)); err != nil {
+			return err
+		}
+		switch page.NextPageToken {
+		case "":
+			return nil
+		case query.Get("pageToken"): // it would go on for ever
+			return wrongAnswer(l.Ref)
 		}
 		query.Set("pageToken", page.NextPageToken)
 	}
@@ -162,8 +128,7 @@ func file(ref model.Ref, o object, name string) (model.File, error) {
 		return model.File{}, wrongAnswer(ref)
 	}
 	if o.ContentEncoding != "" && o.ContentEncoding != "identity" { // the store would unpack it, and its size is not the file's
-		return model.File{}, &model.Error{Reason: "Encoded", Final: true,
-			Text: fmt.Sprintf("%s: object %s is stored with Content-Encoding %s: upload it without", ref, quoted(o.Name), quoted(o.ContentEncoding))}
+		return model.File{}, encoded(fmt.Sprintf("%s: object %s", ref, quoted(o.Name)), o.ContentEncoding)
 	}
 	f := model.File{Path: name, Key: o.Name, Size: o.Size, Version: o.Generation}
 	if sum, err := base64.StdEncoding.DecodeString(o.CRC32C); err == nil && len(sum) == 4 {
@@ -180,7 +145,7 @@ func (s *Source) decode(ctx context.Context, ref model.Ref, resp *http.Response,
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxPage+1))
 	if err != nil {
-		return wrap(ctx, ref.String()+s.where(), err)
+		return web.NoAnswer(ctx, ref.String()+s.where(), err)
 	}
 	if len(text) > maxPage || json.Unmarshal(text, into) != nil {
 		return wrongAnswer(ref)
@@ -190,27 +155,4 @@ func (s *Source) decode(ctx context.Context, ref model.Ref, resp *http.Response,
 
 func wrongAnswer(ref model.Ref) error {
 	return &model.Error{Reason: "WrongAnswer", Text: fmt.Sprintf("%s: the answer is not one of Cloud Storage: check the endpoint and what stands between", ref)}
-}
-
-func (s *Source) nothing(ref model.Ref) error {
-	return &model.Error{Reason: "NotFound", Final: true,
-		Text: fmt.Sprintf("%s: no object there and none under it%s: correct the source", ref, s.where())}
-}
-
-// readSums sets the digests that the SHA256SUMS object gives; a file that it names and the store lacks is an error.
-func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
-	at := fmt.Sprintf("%s: object %s", ref, quoted(sums.Key))
-	if sums.Size > model.MaxSums {
-		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 16 MiB")}
-	}
-	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	text, err := io.ReadAll(body)
-	if err != nil {
-		return wrap(ctx, ref.String()+s.where(), err)
-	}
-	return model.SetDigests(files, text, ref.Digest, at)
 }

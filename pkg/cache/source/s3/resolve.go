@@ -5,9 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"path"
 	"strings"
@@ -17,13 +15,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 const (
-	heads      = 16      // objects asked for their checksum at once
-	headsLimit = 1000    // beyond so many objects digests are not asked for: they are recorded on download
-	keysLimit  = 100_000 // objects in one model; more is a prefix that was named too short
+	heads      = 16   // objects asked for their checksum at once
+	headsLimit = 1000 // beyond so many objects digests are not asked for: they are recorded on download
 )
 
 // Resolve lists the objects under ref's prefix, or takes the one object that ref names. Digests come
@@ -62,98 +60,46 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 }
 
 func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string) (model.Manifest, error) {
-	files, err := s.list(ctx, ref, prefix)
+	l := &web.Listing{Ref: ref, Prefix: prefix, Object: "object", Where: s.where()}
+	if err := s.list(ctx, l); err != nil {
+		return model.Manifest{}, err
+	}
+	files, err := l.Files(ctx, s.Open)
 	if err != nil {
 		return model.Manifest{}, err
 	}
-	kept := make([]model.File, 0, len(files))
-	var sums *model.File
-	for i, f := range files {
-		if f.Path == model.SumsName { // a list of the model, not part of it
-			sums = &files[i]
-			continue
-		}
-		kept = append(kept, f)
-	}
-	switch {
-	case sums != nil:
-		if err := s.readSums(ctx, ref, *sums, kept); err != nil {
-			return model.Manifest{}, err
-		}
-	case ref.Digest != "":
-		return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
-			Text: fmt.Sprintf("%s: its #sha256 is for one object, or for a SHA256SUMS under the prefix: there is neither", ref)}
-	}
-	if len(kept) == 0 {
-		return model.Manifest{}, s.nothing(ref)
-	}
-	if len(kept) <= headsLimit {
-		if err := s.digests(ctx, ref, kept); err != nil {
+	if len(files) <= headsLimit {
+		if err := s.digests(ctx, ref, files); err != nil {
 			return model.Manifest{}, err
 		}
 	}
-	return model.NewManifest(kept)
+	return model.NewManifest(files)
 }
 
-// list returns the objects under prefix, directory markers left out.
-func (s *Source) list(ctx context.Context, ref model.Ref, prefix string) ([]model.File, error) {
-	var files []model.File
+func (s *Source) list(ctx context.Context, l *web.Listing) error {
 	pages := s3.NewListObjectsV2Paginator(s.client, &s3.ListObjectsV2Input{
-		Bucket: aws.String(ref.Host), Prefix: aws.String(prefix),
+		Bucket: aws.String(l.Ref.Host), Prefix: aws.String(l.Prefix),
 	})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return nil, s.explain(ctx, ref, "list "+prefix, err)
+			return s.explain(ctx, l.Ref, "list "+l.Prefix, err)
 		}
 		for _, o := range page.Contents {
-			key := aws.ToString(o.Key)
-			name, under := strings.CutPrefix(key, prefix)
-			if name == "" || strings.HasSuffix(key, "/") && aws.ToInt64(o.Size) == 0 {
-				continue
-			}
-			err := model.CheckPath(name)
-			if err == nil && !under {
-				err = fmt.Errorf("it is not under %q", prefix)
-			}
+			key, size := aws.ToString(o.Key), aws.ToInt64(o.Size)
+			name, err := l.Path(key, size)
 			if err != nil {
-				return nil, &model.Error{Reason: "BadPath", Final: true, Err: err,
-					Text: fmt.Sprintf("%s: object key %q cannot be a file of the model: rename or remove it", ref, key)}
+				return err
 			}
-			files = append(files, model.File{Path: name, Key: key, Size: aws.ToInt64(o.Size), Version: bareTag(o.ETag)})
+			if name != "" {
+				l.Add(model.File{Path: name, Key: key, Size: size, Version: bareTag(o.ETag)})
+			}
 		}
-		if len(files) > keysLimit {
-			return nil, &model.Error{Reason: "TooManyFiles", Final: true,
-				Text: fmt.Sprintf("%s: more than %d objects: name a longer prefix", ref, keysLimit)}
+		if err := l.Page(len(page.Contents)); err != nil {
+			return err
 		}
 	}
-	if len(files) == 0 {
-		return nil, s.nothing(ref)
-	}
-	return files, nil
-}
-
-func (s *Source) nothing(ref model.Ref) error {
-	return &model.Error{Reason: "NotFound", Final: true,
-		Text: fmt.Sprintf("%s: no object there and none under it%s: correct the source", ref, s.where())}
-}
-
-// readSums sets the digests that the SHA256SUMS object gives; a file that it names and the store lacks is an error.
-func (s *Source) readSums(ctx context.Context, ref model.Ref, sums model.File, files []model.File) error {
-	at := fmt.Sprintf("%s: object %s", ref, sums.Key)
-	if sums.Size > model.MaxSums {
-		return &model.Error{Reason: "BadSums", Final: true, Text: at, Err: errors.New("larger than 16 MiB")}
-	}
-	body, err := s.Open(ctx, ref, sums, 0, sums.Size)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	text, err := io.ReadAll(io.LimitReader(body, model.MaxSums))
-	if err != nil {
-		return s.explain(ctx, ref, "read "+sums.Key, err)
-	}
-	return model.SetDigests(files, text, ref.Digest, at)
+	return nil
 }
 
 // digests asks for what the store knows of the files that have no digest yet.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -87,7 +88,7 @@ func TestKeysThatCannotBeFiles(t *testing.T) {
 		srv.Close()
 		require.Equal(t, "BadPath", model.ReasonOf(err), "%s: %v", key, err)
 		require.True(t, model.IsFinal(err))
-		require.ErrorContains(t, err, fmt.Sprintf("object key %q cannot be a file of the model: rename or remove it", "m/"+key))
+		require.ErrorContains(t, err, fmt.Sprintf("object %q cannot be a file of the model: rename or remove it", "m/"+key))
 	}
 	endpoint, put := store(t)
 	put("m/a", []byte{1}, nil)
@@ -102,9 +103,9 @@ func TestSumsMustMatchWhatIsThere(t *testing.T) {
 	put("m/a", []byte("a"), nil)
 	s, ref := newSource(t, endpoint), sourcetest.Ref(t, "s3://models/m")
 	for text, want := range map[string]string{
-		sum("a") + "  gone\n":                `object m/SHA256SUMS: it names "gone", which is not there`,
-		"<html>":                             "object m/SHA256SUMS: line 1: want <sha256>",
-		strings.Repeat(" ", model.MaxSums+1): "object m/SHA256SUMS: larger than 16 MiB",
+		sum("a") + "  gone\n":                `object "m/SHA256SUMS": it names "gone", which is not there`,
+		"<html>":                             `object "m/SHA256SUMS": line 1: want <sha256>`,
+		strings.Repeat(" ", model.MaxSums+1): `object "m/SHA256SUMS": larger than 16 MiB`,
 	} {
 		put("m/SHA256SUMS", []byte(text), nil)
 		_, err := s.Resolve(t.Context(), ref)
@@ -295,4 +296,20 @@ func TestCredentialsAreReadAgain(t *testing.T) {
 	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 	require.Equal(t, "Credentials", model.ReasonOf(err), "%v", err)
 	require.ErrorContains(t, err, file)
+}
+
+func TestAListingWithoutEndIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	var more atomic.Pointer[func(int) bool]
+	var asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n, contents := int(asked.Add(1)), ""
+		if (*more.Load())(n) {
+			contents = fmt.Sprintf("<Contents><Key>m/%d/</Key><Size>0</Size></Contents>", n)
+		}
+		w.Header().Set("Content-Type", "application/xml")
+		fmt.Fprintf(w, "<ListBucketResult><IsTruncated>true</IsTruncated>%s<NextContinuationToken>%d</NextContinuationToken></ListBucketResult>", contents, n)
+	}))
+	defer srv.Close()
+	sourcetest.Endless(t, newSource(t, srv.URL), "s3://models/m/", func(page func(int) bool) { more.Store(&page) })
 }

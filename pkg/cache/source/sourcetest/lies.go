@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +53,23 @@ func Secret(t *testing.T, content string) string {
 // Read is all of a range, or why not.
 func Read(t *testing.T, s Source, ref model.Ref, f model.File, offset, length int64) ([]byte, error) {
 	return readAll(t.Context(), s, ref, f, offset, length)
+}
+
+// Endless holds a store's listings without end to one: of pages with nothing, and of marks of directories, each page with
+// another marker. serve has the store answer so; page counts the requests and says whether to put a mark of a
+// directory into the page.
+func Endless(t *testing.T, s Source, ref string, serve func(page func(n int) bool)) {
+	for name, marks := range map[string]bool{"nothing": false, "marks": true} {
+		var asked atomic.Int32
+		serve(func(int) bool {
+			asked.Add(1)
+			return marks
+		})
+		_, err := s.Resolve(t.Context(), Ref(t, ref))
+		require.Equal(t, "TooManyFiles", model.ReasonOf(err), "%s: %v", name, err)
+		require.True(t, model.IsFinal(err), name)
+		require.Less(t, asked.Load(), int32(1100), name)
+	}
 }
 
 // Standin is a server, or several, that stand in for an origin. They note what they are asked.

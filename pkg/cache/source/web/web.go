@@ -3,6 +3,7 @@
 package web
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -97,17 +98,21 @@ func Loopback(host string) bool {
 // Bare is u for people: no query, which may hold a signature.
 func Bare(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
 
-// SendError says what a request without an answer means.
-func SendError(u *url.URL, err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		err = e.Err // it repeats the address, with its query
+// SendError says what a request to u without an answer means.
+func SendError(u *url.URL, err error) error { return NoAnswer(context.Background(), Bare(u), err) }
+
+// NoAnswer says what a request without an answer means, or an answer that broke off; at is what was tried. Nothing of
+// err is repeated that may hold an address with its query.
+func NoAnswer(ctx context.Context, at string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%s: %w", at, cause)
 	}
-	if _, ok := errors.AsType[*model.Error](err); ok {
-		return err
+	if e, ok := errors.AsType[*model.Error](err); ok {
+		return e
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return &model.Error{Reason: "Untrusted", Final: true, Err: err,
-			Text: fmt.Sprintf("%s: the server's certificate is not trusted: correct it, or name its CA file in the config", Bare(u))}
+		return &model.Error{Reason: "Untrusted", Final: true, Err: model.NetworkError(err),
+			Text: at + ": the server's certificate is not trusted: correct it, or name its CA file in the config"}
 	}
-	return &model.Error{Reason: "Unreachable", Text: Bare(u), Err: model.NetworkError(err)}
+	return &model.Error{Reason: "Unreachable", Text: at, Err: model.NetworkError(err)}
 }
