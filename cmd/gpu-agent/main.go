@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	_ "github.com/gpu-agent/gpu-agent/internal/already" // models wait, most often
 )
 
 // version is set by the linker.

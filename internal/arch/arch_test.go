@@ -30,6 +30,7 @@ var allowed = []struct {
 	{"internal/supervise", nil, "knows nothing of what it runs", false},
 	{"internal/durable", nil, "knows nothing of what it stores", false},
 	{"internal/lazyregexp", nil, "knows nothing of what it matches", false},
+	{"internal/already", nil, "is initialised before all that it does not import", false},
 	{"internal/arch", nil, "looks at all, imports none", false},
 	{"pkg/resource", []string{"pkg/gpu", "internal/lazyregexp"}, "a pure decision over the hardware", false},
 	{"pkg/ready", []string{"pkg/gpu", "internal/watch"}, "passes the nouns on, and asks parts that it does not know", false},
