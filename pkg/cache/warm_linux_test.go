@@ -277,13 +277,21 @@ func TestReadingAheadKeepsItsBounds(t *testing.T) {
 				stop := run(t, c)
 				s := warmed(t, c, "a")
 				require.Equal(t, "read ahead in part: "+tc.why, s.Warmth)
-				require.EqualValues(t, tc.want, *s.Resident/mega)
-				require.Equal(t, tc.want, inCache(t, root, "a"))
+				// At most so much; the kernel may take a page of it back before it is asked.
+				bounded := func(n int) {
+					t.Helper()
+					require.LessOrEqual(t, n, tc.want)
+					require.GreaterOrEqual(t, n, tc.want-1)
+				}
+				require.LessOrEqual(t, *s.Resident, int64(tc.want*mega))
+				bounded(int(*s.Resident / mega))
+				bounded(inCache(t, root, "a"))
 				if tc.want >= 20 {
-					require.Equal(t, 20*mega/4096, cached(t, filepath.Join(s.Path, "a.safetensors"), 0, 0), "the first file first")
+					first := cached(t, filepath.Join(s.Path, "a.safetensors"), 0, 0)
+					require.GreaterOrEqual(t, first, 19*mega/4096, "the first file first")
 				}
 				time.Sleep(time.Hour)
-				require.Equal(t, tc.want, inCache(t, root, "a"))
+				bounded(inCache(t, root, "a"))
 				stop()
 			})
 		})

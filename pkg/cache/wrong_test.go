@@ -100,8 +100,8 @@ func TestWrongContentIsNotFetchedOverAndOver(t *testing.T) {
 				ready(t, c, "m")
 				require.LessOrEqual(t, time.Since(began), finalRetry, "found by the look")
 				holds(t, root, "m", files)
-				require.Zero(t, c.models["m"].memory.Wrong)
 				stop()
+				require.Zero(t, c.models["m"].memory.Wrong)
 			})
 		})
 	}
