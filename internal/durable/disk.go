@@ -14,7 +14,7 @@ import (
 
 // Disk does the steps. The zero Disk is the real one. It is safe for concurrent use if Fault is.
 type Disk struct {
-	// Fault, if set, is asked before each step that changes the disk; its error is returned in the
+	// Fault, if set, is asked before each step that changes the disk or reads a File; its error is returned in the
 	// step's place, which is then not taken.
 	Fault func(op, path string) error
 }

@@ -50,7 +50,12 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // ReadAt is io.ReaderAt.
-func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.disk.step("read", f.file.Name()); err != nil {
+		return 0, err
+	}
+	return f.file.ReadAt(p, off)
+}
 
 // Flush starts to write a range to the disk and does not wait: it bounds the dirty pages that a later
 // Sync must wait for. It is a hint; durable is only what was synced.
@@ -59,20 +64,6 @@ func (f *File) Flush(off, n int64) { flush(f.file, off, n) }
 // Drop says that nobody here reads a range soon, so that its pages may go from the page cache. Those that are
 // not on the disk, or that another process has mapped, stay. It is a hint.
 func (f *File) Drop(off, n int64) { drop(f.file, off, n) }
-
-// Settle waits until what was written to a range is on the disk, and then is Drop: what is not on the disk yet
-// cannot be dropped. Only Sync makes it durable. An error is of a write that failed, which the kernel
-// tells once: it counts as one of Sync.
-func (f *File) Settle(off, n int64) error {
-	if err := f.disk.step("settle", f.file.Name()); err != nil {
-		return err
-	}
-	if err := settle(f.file, off, n); err != nil {
-		return err
-	}
-	drop(f.file, off, n)
-	return nil
-}
 
 // ReadAhead starts to read a range into the page cache. It waits only while the disk's queue is full. It is a hint:
 // a ReadAt of a byte waits for that byte and says whether it can be read.

@@ -30,18 +30,6 @@ func flush(f *os.File, off, n int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
 
-func settle(f *os.File, off, n int64) error {
-	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
-	if n <= 0 { // 0 means all that follows
-		return nil
-	}
-	switch err := unix.SyncFileRange(int(f.Fd()), off, n, all); {
-	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return &os.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
-	}
-	return nil // or the filesystem has no such call, and Sync is to say
-}
-
 func drop(f *os.File, off, n int64) {
 	if n > 0 { // 0 means all that follows: posix_fadvise(2)
 		_ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED)

@@ -25,8 +25,6 @@ func preallocate(f *os.File, size int64) error { return f.Truncate(size) }
 
 func flush(*os.File, int64, int64) {}
 
-func settle(*os.File, int64, int64) error { return nil }
-
 func drop(*os.File, int64, int64) {}
 
 func readAhead(*os.File, int64, int64) {}

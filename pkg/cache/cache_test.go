@@ -331,7 +331,7 @@ func TestARestartContinuesWhereTheJournalEnds(t *testing.T) {
 		require.Equal(t, int64(30*64<<10), c.Get().Model("a").Done)
 		require.Equal(t, int64(40*64<<10), c.Get().Used+c.Get().Reserved, "the reservation is restored")
 		j := c.models["a"].job
-		require.Equal(t, int64(30*64<<10), j.slots[0].hashed, "what is done is not hashed again")
+		require.Equal(t, int64(30*64<<10), j.slots[0].Hashed, "what is done is not hashed again")
 		stop = run(t, c)
 		ready(t, c, "a")
 		stop()
@@ -373,9 +373,9 @@ func TestAKilledAgentLosesOnlyWhatCameAfterTheJournal(t *testing.T) {
 		s := c.models["a"]
 		require.NotNil(t, s)
 		kept := s.job.got.Load()
-		require.Equal(t, int64((30-30%saveEvery)*64<<10), kept)
+		require.Greater(t, kept, int64((30-saveEvery)*64<<10))
 		require.Equal(t, kept, s.job.slots[0].bytes())
-		require.Equal(t, kept, s.job.slots[0].hashed, "nor is what is kept hashed again")
+		require.GreaterOrEqual(t, s.job.slots[0].Hashed, kept-hashLag*64<<10, "nor is most of what is kept hashed again")
 		c.Want([]model.Spec{spec("a", "a")})
 		stop = run(t, c)
 		ready(t, c, "a")
@@ -418,7 +418,9 @@ func TestPartsOfRangesAreKept(t *testing.T) {
 				c = open(t, config(root), o)
 				j := c.models["a"].job
 				require.Equal(t, int64(4*40<<10), j.got.Load())
-				require.Equal(t, int64(40<<10), j.slots[0].hashed, "up to the first gap")
+				if !kill {
+					require.Equal(t, int64(40<<10), j.slots[0].Hashed, "up to the first gap")
+				}
 				c.Want([]model.Spec{spec("a", "a")})
 				stop = run(t, c)
 				ready(t, c, "a")

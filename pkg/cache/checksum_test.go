@@ -44,7 +44,7 @@ func TestAChecksumOfTheOriginIsVerifiedOverARestart(t *testing.T) {
 
 		o.forget()
 		c = open(t, config(root), o)
-		require.Positive(t, c.models["a"].job.slots[0].hashed, "what is done is not hashed again")
+		require.Positive(t, c.models["a"].job.slots[0].Hashed, "what is done is not hashed again")
 		c.Want([]model.Spec{spec("a", "a")})
 		stop = run(t, c)
 		ready(t, c, "a")

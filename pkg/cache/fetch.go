@@ -36,9 +36,10 @@ type fetcher struct {
 	fetched *atomic.Int64
 	cancel  context.CancelFunc
 
-	large  []*slot // not complete
-	open   int     // files in progress
-	plains int     // plain streams in progress
+	large  []*slot        // not complete
+	open   int            // files in progress
+	plains int            // plain streams in progress
+	beside sync.WaitGroup // what hashes and what saves
 	smallFiles
 	laps
 }
@@ -54,6 +55,7 @@ type claim struct {
 // run fetches and verifies what the job lacks. On return everything that came in is durable, whatever
 // the error, so far as the disk does its part.
 func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) error {
+	ended := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, fetched: &c.fetched, cancel: cancel}
@@ -85,10 +87,19 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 		group.Go(func() { f.work(ctx) })
 	}
 	keeper.Go(func() { f.keep(ctx) })
+	defer context.AfterFunc(ended, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.fail(ended, nil, ended.Err())
+	})()
 	group.Wait()
 	cancel()
 	keeper.Wait()
-	return errors.Join(j.err, f.settle(true), j.park())
+	f.beside.Wait()
+	f.mu.Lock()
+	err := f.err
+	f.mu.Unlock()
+	return errors.Join(err, f.settle(true), j.park())
 }
 
 // work does what there is to do until nothing is left or something failed.
@@ -101,16 +112,13 @@ func (f *fetcher) work(ctx context.Context) {
 		var err error
 		switch c.i {
 		case openRange:
-			err = f.openFile(c.slot)
+			err = f.openFile(ctx, c.slot)
 		case plainRange:
 			err = f.fetchPlain(c.ctx, c.slot)
 		case smallRange:
 			err = f.fetchSmall(c.ctx, c.slot)
 		default:
 			err = f.fetchRange(c.ctx, c.lap)
-		}
-		if err == nil && c.i != smallRange {
-			err = f.advance(c.slot)
 		}
 		f.release(ctx, c, err)
 		if c.i == smallRange {
@@ -187,7 +195,7 @@ func (s *slot) start(ctx context.Context) { s.ctx, s.stop = context.WithCancel(c
 // next is the next range of s to fetch. A plain stream waits until all others on the file have ended.
 func (s *slot) next() (int, bool) {
 	if s.plain {
-		return plainRange, s.inflight == 0
+		return plainRange, s.inflight == 0 && s.bytes() < s.file.Size
 	}
 	for i := s.taken; i < len(s.claimed); i++ {
 		if !s.claimed[i] {
@@ -200,7 +208,7 @@ func (s *slot) next() (int, bool) {
 
 // behind reports whether so much of s waits to be hashed that it may not become more: streams take the
 // processors from who hashes, and what waits takes memory. f.mu is held.
-func (s *slot) behind() bool { return s.hashing && s.contiguous()-s.hashed >= hashLag*s.step }
+func (s *slot) behind() bool { return s.contiguous()-s.Hashed >= hashLag*s.step }
 
 // release notes how a claim went.
 func (f *fetcher) release(ctx context.Context, c claim, err error) {
@@ -230,19 +238,20 @@ func (f *fetcher) release(ctx context.Context, c claim, err error) {
 	}
 }
 
-// fail ends the run. f.mu is held.
+// fail ends the run, for what went wrong with s or because ctx is done. f.mu is held.
 func (f *fetcher) fail(ctx context.Context, s *slot, err error) {
-	if f.err == nil {
+	switch {
+	case f.err != nil:
+	case ctx.Err() != nil:
+		f.err = ctx.Err()
+	default:
 		f.err = fmt.Errorf("file %s: %w", s.file.Path, err)
-		if ctx.Err() != nil {
-			f.err = ctx.Err()
-		}
 	}
 	f.cancel()
 	f.cond.Broadcast()
 }
 
-func (f *fetcher) openFile(s *slot) error {
+func (f *fetcher) openFile(ctx context.Context, s *slot) error {
 	data, err := f.disk.OpenFile(s.path(), 0o600)
 	if err != nil {
 		return err
@@ -251,26 +260,41 @@ func (f *fetcher) openFile(s *slot) error {
 	defer f.mu.Unlock()
 	s.data = data
 	f.open++
+	for _, along := range []func(*slot) error{f.follow, f.persist} {
+		f.beside.Go(func() {
+			if err := along(s); err != nil {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				f.fail(ctx, s, err)
+			}
+		})
+	}
 	return nil
 }
 
 // fetchPlain brings the file in one stream from its start, again from there after a failure.
 func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 	for tries := 0; ; tries++ {
-		if err := f.disk.Remove(s.journal()); err != nil {
-			return err
-		}
 		f.mu.Lock()
+		for s.hashing || s.saving {
+			f.cond.Wait()
+		}
 		f.got.Add(-s.bytes())
 		s.reset()
 		f.mu.Unlock()
+		if err := f.disk.Remove(s.journal()); err != nil {
+			return err
+		}
 		_, err := f.stream(ctx, s, 0, s.file.Size, true, func(p []byte, at int64) error {
+			f.mu.Lock()
+			f.await(s)
+			f.mu.Unlock()
 			if _, err := s.data.WriteAt(p, at); err != nil {
 				return ours(err)
 			}
 			f.flush(s, 0, at, int64(len(p)), s.file.Size)
 			f.note(s, at, int64(len(p)))
-			return f.advance(s)
+			return nil
 		})
 		if err == nil {
 			return nil
@@ -281,8 +305,16 @@ func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 	}
 }
 
-// note counts n bytes that were written at off, and reports whether it is time to save.
-func (f *fetcher) note(s *slot, off, n int64) (save bool) {
+// await holds back who is about to write to s while too much of it waits to be hashed or to be made durable: what is not
+// hashed is memory of the node, and what is not durable a kill costs. f.mu is held.
+func (f *fetcher) await(s *slot) {
+	for f.err == nil && (s.unsaved >= 2*f.bound(s) || s.behind()) {
+		f.cond.Wait()
+	}
+}
+
+// note counts n bytes that were written at off.
+func (f *fetcher) note(s *slot, off, n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for n > 0 {
@@ -297,7 +329,9 @@ func (f *fetcher) note(s *slot, off, n int64) (save bool) {
 		}
 		off, n = off+part, n-part
 	}
-	return f.enough(s)
+	if f.enough(s) || s.hashable(s.contiguous()) {
+		f.cond.Broadcast()
+	}
 }
 
 // flushStep is how much a stream writes before the kernel is told to begin with it. What is dirty is

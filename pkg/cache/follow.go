@@ -11,89 +11,93 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// hashBuffer is for reading back: the pages are there, and each file in progress has one of its own.
-const hashBuffer = 128 << 10
+// Two goroutines go along with each large file: one hashes what is contiguous, reading it back from the page cache just
+// behind the writers, one makes durable what came and completes the file. Were they streams that do so in between, the
+// range of such a one would stand still meanwhile, and all that the others bring would wait behind it in memory.
 
-// advance hashes what is contiguous, reading it back from the page cache just behind the writers, saves
-// the journal now and then, and completes the slot after its last byte. One caller at a time does so, for
-// all; the others go on fetching.
-func (f *fetcher) advance(s *slot) error {
-	f.mu.Lock()
-	if s.hashing || s.sum != "" {
-		f.mu.Unlock()
-		return nil
-	}
-	s.hashing = true
-	err := f.follow(s, make([]byte, min(hashBuffer, max(1, s.file.Size))))
-	complete := err == nil && s.hashed == s.file.Size
-	if !complete {
-		s.hashing = false
-		f.cond.Broadcast()
-	}
-	f.mu.Unlock()
-	if complete {
-		err = f.complete(s)
-		f.mu.Lock()
-		s.hashing = false
-		f.mu.Unlock()
-	}
-	return err
+const (
+	hashBuffer = 128 << 10 // for reading back: the pages are there, and each file in progress has one of its own
+	hashStep   = 4 << 20   // as much is hashed at a time
+)
+
+// hashable reports whether there is a step to hash, where s is contiguous up to end.
+func (s *slot) hashable(end int64) bool {
+	return end > s.Hashed && (end == s.file.Size || end-s.Hashed >= min(hashStep, s.step))
 }
 
-// follow hashes and saves until there is nothing more to. It is called and returns with f.mu held, so
-// that no range can be finished between its last look and the caller's giving back of the token.
-func (f *fetcher) follow(s *slot, buf []byte) error {
-	for {
-		from, end := s.hashed, min(s.contiguous(), s.hashed+s.step)
-		var saved journal
-		var err error
-		dropped := s.dropped
-		// Hash first, so that what is done is not hashed again after a restart, unless hashing falls behind.
-		save := f.enough(s) && (end == from || s.unsaved >= f.bound(s)*3/2)
-		switch {
-		case save:
-			s.unsaved, s.due = 0, false
-			f.cond.Broadcast()
-			saved, err = s.record()
-		case end == from:
+// follow hashes s to its end, or to where it is contiguous when the run ends.
+func (f *fetcher) follow(s *slot) error {
+	buf := make([]byte, min(hashBuffer, max(1, s.file.Size)))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for s.Hashed < s.file.Size {
+		from, end := s.Hashed, s.contiguous()
+		if end == from && f.err != nil {
 			return nil
 		}
-		if err != nil {
-			return err
+		if !s.hashable(end) && f.err == nil {
+			f.cond.Wait()
+			continue
 		}
+		end = min(end, from+hashStep)
+		hash, to := s.hash, s.hashes()
+		s.hashing = true
 		f.mu.Unlock()
-		if save {
-			err = f.save(s, func() (journal, error) { return saved, nil })
-		} else {
-			var n int64
-			n, err = io.CopyBuffer(s.hashes(), io.NewSectionReader(s.data, from, end-from), buf)
-			if err == nil && n != end-from {
-				err = io.ErrUnexpectedEOF
-			}
-			if err == nil {
-				// Not what was hashed just now: the disk has had no time for it.
-				err = f.settleRange(s, dropped, from)
-			}
+		n, err := io.CopyBuffer(to, io.NewSectionReader(s.data, from, end-from), buf)
+		if err == nil && n != end-from {
+			err = io.ErrUnexpectedEOF
 		}
 		f.mu.Lock()
+		s.hashing = false
+		f.cond.Broadcast()
+		if s.hash != hash {
+			return nil // what was written is lost: see lost
+		}
+		if err == nil {
+			err = s.keepHash(end)
+		}
 		if err != nil {
-			if !save {
-				s.unhash() // it may hold a part of what was read
-			}
+			s.unhash() // it may hold a part of what was read
 			return ours(fmt.Errorf("%s: %w", s.path(), err))
 		}
-		if !save {
-			s.dropped, s.hashed = from, end
-			f.cond.Broadcast()
-		}
 	}
+	return nil
 }
 
-// settleRange gives back the memory of what is hashed: nobody reads it before the model is complete, and it
-// would take the place of pages that somebody does read. Pages that go at once are also the next to be
-// written to, which costs a quarter of the first touch of a page that a virtual machine had given away.
-func (j *job) settleRange(s *slot, from, to int64) error {
-	return j.lost(s, s.data.Settle(from, to-from))
+// persist saves s now and then, and completes it when all of it is hashed.
+func (f *fetcher) persist(s *slot) (err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for err == nil {
+		complete := s.Hashed == s.file.Size
+		switch {
+		case complete:
+		case f.err != nil:
+			return nil // park saves
+		case !f.enough(s):
+			f.cond.Wait()
+			continue
+		}
+		saved, from := s.record(), s.dropped
+		s.unsaved, s.due, s.saving = 0, false, true
+		f.mu.Unlock()
+		if complete {
+			err = f.complete(s)
+		} else if err = f.save(s, saved); err == nil {
+			// Nobody reads it before the model is complete, and it would take the place of pages that somebody does read.
+			// Pages that go at once are also the next to be written to, which costs a quarter of the first touch of a page
+			// that a virtual machine had given away.
+			s.data.Drop(from, saved.Hashed-from)
+		}
+		f.mu.Lock()
+		s.saving = false
+		f.cond.Broadcast()
+		if complete {
+			return err
+		}
+		s.dropped = saved.Hashed
+	}
+	return ours(fmt.Errorf("%s: %w", s.path(), err))
 }
 
 // hashes is what the content is written to. It hides all but Write, so that the caller's buffer is used.
@@ -177,23 +181,12 @@ func (f *fetcher) keep(ctx context.Context) {
 			f.mu.Unlock()
 			return
 		}
-		var due []*slot
 		f.mu.Lock()
 		for _, s := range f.large[:min(len(f.large), openFiles)] {
-			if s.data != nil && s.unsaved > 0 {
-				s.due = true
-				due = append(due, s)
-			}
+			s.due = true
 		}
+		f.cond.Broadcast()
 		f.mu.Unlock()
-		for _, s := range due {
-			if err := f.advance(s); err != nil {
-				f.mu.Lock()
-				f.fail(ctx, s, err)
-				f.mu.Unlock()
-				return
-			}
-		}
 	}
 }
 
@@ -207,18 +200,14 @@ func (j *job) park() error {
 		if s.stop != nil {
 			s.stop()
 		}
-		errs = append(errs, j.save(s, s.record), s.data.Close())
+		errs = append(errs, j.save(s, s.record()), s.data.Close())
 		s.data, s.stop = nil, nil
 	}
 	return errors.Join(errs...)
 }
 
 // save makes the data durable first and then the journal, whose content was fixed before.
-func (j *job) save(s *slot, record func() (journal, error)) error {
-	saved, err := record()
-	if err != nil {
-		return err
-	}
+func (j *job) save(s *slot, saved journal) error {
 	if err := j.sync(s); err != nil {
 		return err
 	}

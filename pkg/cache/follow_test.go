@@ -1,10 +1,7 @@
 package cache
 
 import (
-	"context"
-	"io"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -15,26 +12,18 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// TestStreamsWaitForTheHash has the disk stand still while the first range is given back: what is fetched and
+// TestStreamsWaitForTheHash has the disk stand still when the first range is read back: what is fetched and
 // not hashed is memory of the node.
 func TestStreamsWaitForTheHash(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		const step = 64 << 10
 		files := map[string][]byte{"w": noise(1, 40*step)}
 		o.put("a", "r1", files)
-		standing, going := make(chan struct{}), make(chan struct{})
-		stand := sync.OnceFunc(func() { close(standing) })
-		o.onOpen = func(_ int, _ context.Context, _ model.File, off, _ int64, _ []byte) (io.ReadCloser, error, bool) {
-			if off > 0 {
-				<-standing // one stream hashes the first range, and the other fetches one after the other
-			}
-			return nil, nil, false
-		}
+		going := make(chan struct{})
 		cfg := config(root)
-		cfg.RangeSize, cfg.Streams = step, 2
+		cfg.RangeSize, cfg.Streams = step, 1
 		cfg.disk.Fault = func(op, _ string) error {
-			if op == "settle" {
-				stand()
+			if op == "read" {
 				<-going
 			}
 			return nil
@@ -43,6 +32,7 @@ func TestStreamsWaitForTheHash(t *testing.T) {
 		c.Want([]model.Spec{spec("a", "a")})
 		stop := run(t, c)
 		synctest.Wait()
+		require.Equal(t, int64(hashLag*step), c.models["a"].job.got.Load())
 		require.Equal(t, int64(hashLag*step), o.bytesAsked())
 		close(going)
 		ready(t, c, "a")
@@ -53,17 +43,17 @@ func TestStreamsWaitForTheHash(t *testing.T) {
 	})
 }
 
-// TestAWriteThatFailsBehindTheHashLosesTheFile has the kernel tell so once, and to nobody after.
-func TestAWriteThatFailsBehindTheHashLosesTheFile(t *testing.T) {
+// TestAWriteThatFailsLosesTheFile has the kernel tell so once, and to nobody after.
+func TestAWriteThatFailsLosesTheFile(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		const step = 64 << 10
 		files := map[string][]byte{"w": noise(1, 10*step)}
 		o.put("a", "r1", files)
-		var settled atomic.Int32
+		var synced atomic.Int32
 		cfg := config(root)
 		cfg.RangeSize = step
-		cfg.disk.Fault = func(op, _ string) error {
-			if op == "settle" && settled.Add(1) == 6 {
+		cfg.disk.Fault = func(op, path string) error {
+			if op == "sync" && filepath.Base(path) == "00000" && synced.Add(1) == 2 {
 				return syscall.EIO
 			}
 			return nil
@@ -73,7 +63,7 @@ func TestAWriteThatFailsBehindTheHashLosesTheFile(t *testing.T) {
 		stop := run(t, c)
 		failed(t, c, "a", "DiskFailed")
 		ready(t, c, "a")
-		require.GreaterOrEqual(t, o.bytesAsked(), int64(16*step), "all of it came again")
+		require.GreaterOrEqual(t, o.bytesAsked(), int64((10+2*saveEvery)*step), "all of it came again")
 		holds(t, root, "a", files)
 		stop()
 		tidy(t, root, files)

@@ -67,11 +67,11 @@ type slot struct {
 
 // ranges is how far the file of a slot has come.
 type ranges struct {
-	step   int64
-	have   []int64 // bytes of each range that are written, from its start
-	hash   hash.Hash
-	check  hash.Hash // of file.Check; nil where there is none
-	hashed int64     // bytes from the start that are in hash and check
+	step      int64
+	have      []int64 // bytes of each range that are written, from its start
+	hash      hash.Hash
+	check     hash.Hash // of file.Check; nil where there is none
+	hashState           // of hash and check, as of the last step
 
 	// Of an archive that is unpacked:
 	members []archive.Member
@@ -82,10 +82,11 @@ type ranges struct {
 	opening bool
 	claimed []bool
 	taken   int             // ranges before it are claimed
-	hashing bool            // somebody has the token to hash and to save
+	hashing bool            // follow is about a step
+	saving  bool            // persist is about a journal
 	unsaved int64           // bytes written since the last journal
 	due     bool            // to be saved however little that is
-	dropped int64           // bytes from the start that need not be in the page cache
+	dropped int64           // bytes from the start that are on the disk and left the page cache
 	plain   bool            // the origin ignores ranges: one stream from the start
 	ctx     context.Context // of the streams of this file; made by the first, ended by stop
 	stop    context.CancelFunc
@@ -114,7 +115,7 @@ func (s *slot) reset() {
 
 // unhash forgets what was hashed, so that hashing begins at the start again.
 func (s *slot) unhash() {
-	s.hash, s.hashed = sha256.New(), 0
+	s.hash, s.hashState = sha256.New(), hashState{}
 	s.check, _ = s.file.Check.Hash(s.file.Size) // checkManifest has seen that there is one
 }
 
@@ -282,11 +283,8 @@ func (s *slot) restore(saved journal) bool {
 			return false
 		}
 	}
-	s.hashed = saved.Hashed
-	if s.hashed > s.contiguous() {
-		return false
-	}
-	return restoreHash(s.hash, saved.Hash) && (s.check == nil || restoreHash(s.check, saved.Check))
+	s.hashState = saved.hashState
+	return s.Hashed == 0 || s.Hashed <= s.contiguous() && restoreHash(s.hash, s.Hash) && (s.check == nil || restoreHash(s.check, s.Check))
 }
 
 func restoreHash(h hash.Hash, state []byte) bool {
@@ -296,7 +294,7 @@ func restoreHash(h hash.Hash, state []byte) bool {
 
 // contiguous is how many bytes from the start are written.
 func (s *slot) contiguous() int64 {
-	i := int(s.hashed / s.step)
+	i := int(s.Hashed / s.step)
 	for i < len(s.have) && s.full(i) {
 		i++
 	}
@@ -307,8 +305,8 @@ func (s *slot) contiguous() int64 {
 }
 
 // record is the journal of what is written now; true only of bytes that are synced after this call.
-func (s *slot) record() (journal, error) {
-	saved := journal{Done: make([]byte, (len(s.have)+7)/8), Hashed: s.hashed, Parts: map[int]int64{}}
+func (s *slot) record() journal {
+	saved := journal{Done: make([]byte, (len(s.have)+7)/8), hashState: s.hashState, Parts: map[int]int64{}}
 	for i, n := range s.have {
 		switch {
 		case s.full(i):
@@ -317,11 +315,20 @@ func (s *slot) record() (journal, error) {
 			saved.Parts[i] = n
 		}
 	}
+	return saved
+}
+
+// keepHash notes the state of the hashes, in which there are n bytes.
+func (s *slot) keepHash(n int64) error {
+	now := hashState{Hashed: n}
 	var err error
-	if saved.Hash, err = saveHash(s.hash); err == nil && s.check != nil {
-		saved.Check, err = saveHash(s.check)
+	if now.Hash, err = saveHash(s.hash); err == nil && s.check != nil {
+		now.Check, err = saveHash(s.check)
 	}
-	return saved, err
+	if err == nil {
+		s.hashState = now
+	}
+	return err
 }
 
 func saveHash(h hash.Hash) ([]byte, error) {

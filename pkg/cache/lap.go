@@ -117,10 +117,7 @@ func (f *fetcher) fetchRange(ctx context.Context, l *lap) error {
 		}
 		var failed error // on our side, whatever becomes of the range
 		got, err := f.stream(ctx, s, off+at, n-at, false, func(p []byte, from int64) error {
-			var save bool
-			if save, failed = f.put(l, p, at+from); save {
-				failed = f.advance(s)
-			}
+			failed = f.put(l, p, at+from)
 			return failed
 		})
 		if failed != nil {
@@ -161,30 +158,28 @@ func (f *fetcher) rest(l *lap, now bool) {
 	l.resting, l.last = now, time.Now()
 }
 
-// put writes what p, which belongs at at of its range, adds to what is there. It reports whether it is time to save.
-func (f *fetcher) put(l *lap, p []byte, at int64) (save bool, err error) {
+// put writes what p, which belongs at at of its range, adds to what is there.
+func (f *fetcher) put(l *lap, p []byte, at int64) error {
 	s := l.slot
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	f.mu.Lock()
-	// A disk that is slow to make durable what came slows down what comes, or a kill would cost any number of bytes.
-	for s.hashing && s.unsaved >= 2*f.bound(s) && f.err == nil {
-		f.cond.Wait()
-	}
+	f.await(s)
 	have, done := s.have[l.i], l.done
 	f.mu.Unlock()
 	if done || have < at || at+int64(len(p)) <= have {
-		return false, nil // the other stream was faster, or what was there is given up
+		return nil // the other stream was faster, or what was there is given up
 	}
 	p, at = p[have-at:], have
 	off, n := s.span(l.i)
 	if _, err := s.data.WriteAt(p, off+at); err != nil {
-		return false, ours(err)
+		return ours(err)
 	}
 	f.flush(s, off, off+at, int64(len(p)), n) // before it counts: the file may be complete then, and closed
 	f.mu.Lock()
 	l.last = time.Now()
 	l.done = at+int64(len(p)) == n
 	f.mu.Unlock()
-	return f.note(s, off+at, int64(len(p))), nil
+	f.note(s, off+at, int64(len(p)))
+	return nil
 }

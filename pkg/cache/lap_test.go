@@ -86,15 +86,16 @@ func TestWhatCountsIsNotWrittenAgain(t *testing.T) {
 	j := newJob(durable.Disk{}, root, plan{Step: step, Manifest: model.Manifest{Files: []model.File{{Path: "w", Size: 2 * step}}}})
 	s := j.slots[0]
 	f := &fetcher{job: j}
-	require.NoError(t, f.openFile(s))
+	var err error
+	s.data, err = f.disk.OpenFile(s.path(), 0o600)
+	require.NoError(t, err)
 	defer s.data.Close()
 	s.start(t.Context())
 	defer s.stop()
 	l := f.begin(s, 1, time.Now())
 	put := func(at int, what byte, n int) {
 		t.Helper()
-		_, err := f.put(l, bytes.Repeat([]byte{what}, n), int64(at))
-		require.NoError(t, err)
+		require.NoError(t, f.put(l, bytes.Repeat([]byte{what}, n), int64(at)))
 	}
 	put(0, 'a', 1000)
 	put(0, 'b', 500)
@@ -105,7 +106,7 @@ func TestWhatCountsIsNotWrittenAgain(t *testing.T) {
 	require.True(t, l.done)
 	put(0, 'c', step)
 	got := make([]byte, step)
-	_, err := s.data.ReadAt(got, step)
+	_, err = s.data.ReadAt(got, step)
 	require.NoError(t, err)
 	want := bytes.Repeat([]byte("a"), step)
 	copy(want[1000:], bytes.Repeat([]byte("b"), 200))

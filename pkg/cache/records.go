@@ -60,15 +60,20 @@ type plan struct {
 type journal struct {
 	Done []byte `json:"done,omitempty"` // a bit per range, lowest first
 	// Parts are the bytes from its start of each range that is not done, where there are any.
-	Parts  map[int]int64 `json:"parts,omitempty"`
-	Hashed int64         `json:"hashed,omitempty"` // bytes from the start that are in Hash
-	Hash   []byte        `json:"hash,omitempty"`   // state of the sha256
-	Check  []byte        `json:"check,omitempty"`  // state of the hash of the origin's own checksum
+	Parts map[int]int64 `json:"parts,omitempty"`
+	hashState
 	// Sum is the digest of the whole file, set once it is complete and verified.
 	Sum model.Digest `json:"sum,omitempty"`
 	// Unpacked says that the file is an archive whose members are here in its place.
 	Unpacked bool             `json:"unpacked,omitempty"`
 	Members  []archive.Member `json:"members,omitempty"`
+}
+
+// hashState is how far a file is hashed; of none of it the zero hashState.
+type hashState struct {
+	Hashed int64  `json:"hashed,omitempty"` // bytes from the start that are in Hash
+	Hash   []byte `json:"hash,omitempty"`   // state of the sha256
+	Check  []byte `json:"check,omitempty"`  // state of the hash of the origin's own checksum
 }
 
 // memory is what is kept about a model beyond its content: store/state/<name>.json, mode 0600, because
