@@ -21,7 +21,7 @@ type Config struct {
 	Root string // absolute; created where missing
 	// Limit is how many bytes the cache may take. 0 means 80 % of the filesystem.
 	Limit     int64
-	Streams   int // concurrent reads from origins at most, all models together; 0 means 32
+	Streams   int // concurrent reads from origins at most, all models together; 0 means 64
 	Bandwidth Bandwidth
 	Line      *Line // shared with other caches, in the place of Streams and Bandwidth; nil: one of its own
 	RangeSize int64 // bytes per read of a large file; 0 means 16 MiB
@@ -57,7 +57,7 @@ type Config struct {
 }
 
 const (
-	defaultStreams   = 32
+	defaultStreams   = 64
 	defaultRangeSize = 16 << 20
 	minRangeSize     = 64 << 10
 )

@@ -15,9 +15,11 @@ import (
 const (
 	rangeTries = 5               // retries of one range without progress worth the name
 	progress   = 64 << 10        // bytes that count as such
-	bufferSize = 512 << 10       // of each stream: larger ones take memory and no less time, smaller ones take a quarter more CPU
-	hashLag    = 2               // ranges of a file that may wait to be hashed
-	saveEvery  = 3               // ranges between journals, all files in progress together; a kill costs up to four times as much
+	bufferSize = 512 << 10       // of each stream: larger ones take memory and no less time
+	fullSize   = 8               // streams that get such ones; those beyond, whose bytes come slowly, half of it
+	hashLag    = 3               // ranges of a file that may wait to be hashed
+	saveEvery  = 5               // ranges between journals, all files in progress together
+	saveMost   = 7               // ranges that may wait for the next one; a kill costs up to twice as much
 	saveAfter  = 5 * time.Second // between journals of a file that gets fewer bytes than that
 	openFiles  = 8               // files of a model in progress: the hash of each is bound to one core
 	plainFiles = 2               // of them in one stream each, which is not given up for another model's
@@ -308,7 +310,7 @@ func (f *fetcher) fetchPlain(ctx context.Context, s *slot) error {
 // await holds back who is about to write to s while too much of it waits to be hashed or to be made durable: what is not
 // hashed is memory of the node, and what is not durable a kill costs. f.mu is held.
 func (f *fetcher) await(s *slot) {
-	for f.err == nil && (s.unsaved >= 2*f.bound(s) || s.behind()) {
+	for f.err == nil && (s.unsaved >= f.share(saveMost*s.step) || s.behind()) {
 		f.cond.Wait()
 	}
 }
@@ -349,11 +351,11 @@ func (f *fetcher) flush(s *slot, start, off, n, size int64) {
 
 // enough reports whether so much of s is not saved that it should be. f.mu is held.
 func (f *fetcher) enough(s *slot) bool {
-	return s.unsaved > 0 && (s.due || s.unsaved >= f.bound(s))
+	return s.unsaved > 0 && (s.due || s.unsaved >= f.share(saveEvery*s.step))
 }
 
-// bound is how many bytes of s may be unsaved before it is time to save. f.mu is held.
-func (f *fetcher) bound(s *slot) int64 { return saveEvery * s.step / int64(max(1, f.open)) }
+// share is the part of each file in progress. f.mu is held.
+func (f *fetcher) share(n int64) int64 { return n / int64(max(1, f.open)) }
 
 // finished takes a complete file off the list. f.mu is held.
 func (f *fetcher) finished(s *slot) {

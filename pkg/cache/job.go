@@ -94,7 +94,7 @@ type ranges struct {
 
 func newSlot(dir string, n int, f *model.File, step int64) slot {
 	s := slot{n: n, file: f, folder: dir}
-	if s.small = f.Archive == "" && f.Size <= min(step/smallShare, bufferSize); !s.small {
+	if s.small = f.Archive == "" && f.Size <= min(step/smallShare, bufferSize/2); !s.small {
 		s.ranges = &ranges{step: step}
 		s.reset()
 	}

@@ -10,7 +10,7 @@ import (
 
 const (
 	firstStreams = 8 // to an origin nobody was at before
-	leastWindow  = 200 * time.Millisecond
+	leastWindow  = 100 * time.Millisecond
 	probeEvery   = 5 * time.Second  // more streams are tried again so long after they brought nothing
 	calm         = 10 * time.Second // and so long after an origin complained
 )

@@ -158,7 +158,11 @@ func (s *streams) deal() {
 		if last := len(s.spare) - 1; last >= 0 {
 			t.buf, s.spare = s.spare[last], s.spare[:last]
 		}
-		if need := int(min(bufferSize, t.of.largest)); len(t.buf) < need { // a model of small files needs small ones
+		need, least := min(bufferSize, t.of.largest), min(bufferSize/2, t.of.largest) // a model of small files needs small ones
+		if s.most-s.free > fullSize {
+			need = least
+		}
+		if int64(len(t.buf)) < least {
 			t.buf = make([]byte, need)
 		}
 		s.held[t.of] = append(s.held[t.of], t)

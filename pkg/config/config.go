@@ -293,7 +293,7 @@ func Default() Config {
 		Labels:       Labels{Sink: "node", Condition: true, Events: true},
 		PodResources: PodResources{Enabled: true, Socket: "/var/lib/kubelet/pod-resources/kubelet.sock", Interval: Duration(5 * time.Second)},
 		Cache: Cache{
-			Enabled: true, Root: "/var/lib/gpu-agent", Disks: []Disk{}, Streams: 32, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
+			Enabled: true, Root: "/var/lib/gpu-agent", Disks: []Disk{}, Streams: 64, Bandwidth: Bandwidth{Windows: []Window{}}, Refresh: Duration(6 * time.Hour), Keep: 1, Models: []Model{},
 			Demand:   Demand{Source: "kubelet", Socket: "/var/lib/kubelet/pods-api/pods-api.sock", Prefixes: []string{}},
 			Scrub:    Scrub{Interval: Duration(7 * 24 * time.Hour), Rate: cache.DefaultScrubRate},
 			KeepFree: Share{Percent: 15}, KubeletConfig: "/var/lib/kubelet/config.yaml",
