@@ -13,13 +13,15 @@ const (
 	leastWindow  = 100 * time.Millisecond
 	probeEvery   = 5 * time.Second  // more streams are tried again so long after they brought nothing
 	calm         = 10 * time.Second // and so long after an origin complained
+	lively       = time.Second      // an origin of which bytes came so lately does not fail as a whole
 )
 
 // lane is the way to one origin: how many streams it gets, and whether it asked to be left alone.
 //
 // The number climbs: it doubles while that brings at least a quarter of what twice as many could bring. When it
 // does not, the number goes back and a quarter more is tried now and then, because what was the bottleneck
-// may not be it any more. An origin that says it is asked too much gets half, another failure takes one away.
+// may not be it any more. An origin that says it is asked too much gets half; another failure takes one away, where
+// nothing else comes from there.
 // Guarded by the mutex of its streams.
 type lane struct {
 	limit int       // streams at a time, from 1 to the cap
@@ -34,6 +36,7 @@ type lane struct {
 	best    float64       // bytes a second with proven
 	leap    bool          // the next step doubles: nothing stood in the way yet
 	hold    time.Time     // no next step before then
+	alive   time.Time     // when bytes came last
 	shrunk  time.Time     // what began before then does not count as a failure a second time
 	strikes int           // complaints without a byte in between
 }
@@ -56,7 +59,7 @@ func (l *lane) answered(took time.Duration) { l.first = (l.first + took) / 2 }
 // that somebody waits for one: else the rate says nothing of what more of them would bring.
 func (l *lane) moved(n int, now time.Time, hungry bool) (more bool) {
 	found := l.strikes > 0
-	l.strikes = 0
+	l.strikes, l.alive = 0, now
 	if found {
 		l.restart(now, 0)
 		return true
@@ -107,7 +110,7 @@ func (l *lane) restart(now time.Time, settle time.Duration) { l.from, l.bytes = 
 
 // failed notes the failure of what began at began. From an origin that complains nothing is asked for as
 // long as it says, or for a second, twice as long each time up to half a minute. What was asked before the last failure was
-// noted tells nothing new.
+// noted tells nothing new, and one model that fails says nothing of another whose bytes come.
 func (l *lane) failed(err error, began, now time.Time) {
 	fresh, fewer := !began.Before(l.shrunk), l.limit-1
 	switch model.ReasonOf(err) {
@@ -121,6 +124,9 @@ func (l *lane) failed(err error, began, now time.Time) {
 			l.until = until
 		}
 	case "Unavailable", "Unreachable", "Stalled":
+		if l.alive.After(began.Add(-lively)) {
+			return
+		}
 	default:
 		return
 	}

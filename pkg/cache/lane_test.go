@@ -174,6 +174,51 @@ func TestAnOriginIsNotHammered(t *testing.T) {
 	}
 }
 
+// Models that their origin does not give, tried again and again, do not slow down one that comes.
+func TestWhatFailsTakesNoStreamFromWhatComes(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		l, failed := &line{each: 1 << 20, all: 1 << 30}, 0
+		o.put("a", "r1", map[string][]byte{"w": noise(1, 48<<20), "v": noise(2, 48<<20)})
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, _, _ int64, part []byte) (io.ReadCloser, error, bool) {
+			body, err := l.body(ctx, part)
+			return body, err, true
+		}
+		o.onResolve = func(_ int, ref model.Ref) (error, bool) {
+			if ref.Host == "a" {
+				return nil, false
+			}
+			failed++
+			o.mu.Unlock()
+			time.Sleep(20 * time.Millisecond)
+			o.mu.Lock()
+			return &model.Error{Reason: "Unavailable", Text: "500 Internal Server Error"}, true
+		}
+		cfg := config(root)
+		cfg.Streams, cfg.RangeSize, cfg.Limit = 32, 256<<10, 128*mega
+		c, err := Open(cfg, map[string]Source{"s3": o}) // one endpoint, whatever the bucket
+		require.NoError(t, err)
+		var specs []model.Spec
+		for i := range 31 {
+			name := "a"
+			if i > 0 {
+				name = fmt.Sprint("broken-", i)
+			}
+			specs = append(specs, model.Spec{Name: name, Source: model.Ref{Scheme: "s3", Host: name}})
+		}
+		c.Want(specs)
+		began := time.Now()
+		run(t, c)
+		ready(t, c, "a")
+		took := time.Since(began)
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		t.Logf("%s, %d streams at most, %d on average, %d look-ups failed", took, l.most, l.sum/l.ticks, failed)
+		require.Greater(t, failed, 60, "they are tried again")
+		require.GreaterOrEqual(t, l.most, 28)
+		require.LessOrEqual(t, took, 8*time.Second, "the 96 MiB take 3 s with all streams, 12 s with a quarter of them")
+	})
+}
+
 func TestALaneShrinksWhenItsOriginFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, now := newLane(32), time.Now()
@@ -198,6 +243,14 @@ func TestALaneShrinksWhenItsOriginFails(t *testing.T) {
 		l.failed(&model.Error{Reason: "WrongRange"}, now.Add(time.Second), now.Add(time.Second))
 		l.failed(errors.New("of the disk"), now.Add(time.Second), now.Add(time.Second))
 		require.Equal(t, 7, l.limit)
+		// Something else came meanwhile, or just before: it is not the origin that fails.
+		now = now.Add(time.Minute)
+		l.moved(1, now, false)
+		l.failed(&model.Error{Reason: "Stalled"}, now.Add(-30*time.Second), now)
+		l.failed(&model.Error{Reason: "Unreachable"}, now.Add(lively/2), now.Add(lively/2))
+		require.Equal(t, 7, l.limit)
+		l.failed(&model.Error{Reason: "Unreachable"}, now.Add(lively), now.Add(lively))
+		require.Equal(t, 6, l.limit)
 		for range 20 {
 			now = now.Add(time.Minute)
 			l.failed(&model.Error{Reason: "Throttled", RetryAfter: 100 * time.Hour}, now, now)
