@@ -69,7 +69,7 @@ func TestContractOnNetHTTP(t *testing.T) {
 func TestContractOnNginx(t *testing.T) {
 	bin, err := exec.LookPath("nginx")
 	if err != nil {
-		t.Skip("no nginx on PATH")
+		t.Skip("no nginx on PATH: apt-get install nginx-light")
 	}
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o755))
