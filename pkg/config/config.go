@@ -458,14 +458,7 @@ func (c *Cache) check(f *file) {
 	if c.Streams < 1 || c.Streams > 256 {
 		f.wrong("cache.streams", "want 1 to 256, got %d", c.Streams)
 	}
-	for i, w := range c.Bandwidth.Windows {
-		switch at := fmt.Sprintf("cache.bandwidth.windows[%d]", i); {
-		case w.From == w.To:
-			f.wrong(at, "want from and to, such as \"22:00\" and \"06:00\", that differ")
-		case w.Paused && w.Limit != 0:
-			f.wrong(at, "want limit or paused, not both")
-		}
-	}
+	c.Bandwidth.check(f)
 	f.refresh("cache.refresh", c.Refresh)
 	if c.Keep < 0 || c.Keep > 100 {
 		f.wrong("cache.keep", "want 0 to 100 old revisions, got %d", c.Keep)
@@ -507,6 +500,50 @@ func (c *Cache) check(f *file) {
 		f.oneOf(at+".source", m.Source.Scheme, Schemes...)
 		m.checkFilter(f, at)
 	}
+}
+
+func (b Bandwidth) check(f *file) {
+	const day = 24 * 60
+	var held [day]bool // minutes in which an earlier window holds
+	for i, w := range b.Windows {
+		at := fmt.Sprintf("cache.bandwidth.windows[%d]", i)
+		if w.From == w.To {
+			f.wrong(at, "want from and to, such as \"22:00\" and \"06:00\", that differ")
+			continue
+		}
+		if w.Paused && w.Limit != 0 {
+			f.wrong(at, "want limit or paused, not both")
+		}
+		hidden := true
+		for m := w.From.minute(); m != w.To.minute(); m = (m + 1) % day {
+			hidden = hidden && held[m]
+			held[m] = true
+		}
+		if hidden {
+			f.wrong(at, "it never holds: all of it is in earlier windows, of which the first that fits does (%s): remove it, or put it before them", b.over(i, f))
+		}
+	}
+}
+
+// over names the windows that hold in the place of a later one.
+func (b Bandwidth) over(late int, f *file) string {
+	var names []string
+	for i, w := range b.Windows[:late] {
+		if w.overlaps(b.Windows[late]) {
+			names = append(names, fmt.Sprintf("windows[%d] in line %d", i, f.line(fmt.Sprintf("cache.bandwidth.windows[%d]", i))))
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// overlaps reports whether there is a minute of the day that is in both.
+func (w Window) overlaps(other Window) bool { return w.holds(other.From) || other.holds(w.From) }
+
+func (w Window) holds(at Clock) bool {
+	if w.From <= w.To {
+		return w.From <= at && at < w.To
+	}
+	return at >= w.From || at < w.To
 }
 
 // refresh refuses what would hammer an origin: many nodes ask one.

@@ -90,6 +90,38 @@ func TestSizesOfEveryUnit(t *testing.T) {
 	}
 }
 
+func TestWindowsOfWhichOneNeverHoldsAreRefused(t *testing.T) {
+	parse := func(windows ...string) error {
+		text := head + "cache:\n  bandwidth:\n    windows:\n"
+		for _, w := range windows {
+			from, to, _ := strings.Cut(w, "-")
+			text += "    - {from: \"" + from + "\", to: \"" + to + "\", limit: 5M}\n"
+		}
+		_, err := config.Parse("c.yaml", []byte(text))
+		return err
+	}
+	const never = "it never holds: all of it is in earlier windows, of which the first that fits does ("
+	for _, tc := range []struct {
+		windows []string
+		want    string // of all but the key's place and what to do
+	}{
+		{[]string{"08:00-18:00", "09:00-10:00"}, "c.yaml:7: cache.bandwidth.windows[1]: " + never + "windows[0] in line 6)"},
+		{[]string{"08:00-18:00", "08:00-18:00"}, "c.yaml:7: cache.bandwidth.windows[1]: " + never + "windows[0] in line 6)"},
+		{[]string{"22:00-06:00", "23:00-01:00"}, "c.yaml:7: cache.bandwidth.windows[1]: " + never + "windows[0] in line 6)"},
+		{[]string{"22:00-06:00", "00:00-06:00"}, "c.yaml:7: cache.bandwidth.windows[1]: " + never + "windows[0] in line 6)"},
+		{[]string{"08:00-12:00", "20:00-21:00", "12:00-18:00", "11:00-13:00"},
+			"c.yaml:9: cache.bandwidth.windows[3]: " + never + "windows[0] in line 6, windows[2] in line 8)"},
+		{[]string{"12:00-00:00", "00:00-12:00", "23:59-00:01"}, "c.yaml:8: cache.bandwidth.windows[2]: " + never + "windows[0] in line 6, windows[1] in line 7)"},
+	} {
+		require.EqualError(t, parse(tc.windows...), tc.want+": remove it, or put it before them", "%v", tc.windows)
+	}
+	for _, windows := range [][]string{
+		{"09:00-10:00", "08:00-18:00"}, {"08:00-18:00", "17:59-18:01"}, {"22:00-06:00", "05:00-06:01"}, {"08:00-12:00", "12:01-18:00", "11:00-13:00"},
+	} {
+		require.NoError(t, parse(windows...), "%v", windows)
+	}
+}
+
 func TestBadInputIsOneClearLineEach(t *testing.T) {
 	for name, tc := range map[string]struct{ in, want string }{
 		"empty":          {"", "c.yaml: empty: want at least apiVersion: gpu-agent.dev/v1alpha1 and kind: Config"},

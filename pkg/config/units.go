@@ -37,6 +37,9 @@ type Bytes int64
 // Clock is a time of day since midnight, to the minute, written 22:00.
 type Clock time.Duration
 
+// minute counts from midnight.
+func (c Clock) minute() int { return int(time.Duration(c) / time.Minute) }
+
 // UnmarshalYAML implements yaml.Unmarshaler.
 func (c *Clock) UnmarshalYAML(n *yaml.Node) error {
 	t, err := time.Parse("15:04", n.Value)
