@@ -56,24 +56,24 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 	if err != nil {
 		return model.Manifest{}, err
 	}
-	if itself != nil {
+	if itself != nil && itself.Size > 0 {
 		return web.One(ref, *itself)
 	}
-	files, err := s.list(ctx, at)
+	files, err := s.list(ctx, at, itself)
 	if err != nil {
 		return model.Manifest{}, err
 	}
 	return model.NewManifest(files)
 }
 
-// one is the blob that at names, nil where that is a directory: some tools leave an empty blob for one.
+// one is the blob that at names, nil where that is marked as a directory.
 func (s *Source) one(ctx context.Context, at place) (*model.File, error) {
 	if at.name == "" || strings.HasSuffix(at.name, "/") {
 		return nil, nil
 	}
 	var itself *model.File
 	err := s.pages(ctx, at, s.listing(at, at.name), 1, func(name string, b blob) (bool, error) { // names are sorted: it is the first, or is not there
-		if name != at.name || b.folder(name) || b.Properties.Size == 0 {
+		if name != at.name || b.folder(name) {
 			return false, nil
 		}
 		f, err := file(at.ref, b, name, path.Base(name))
@@ -83,13 +83,14 @@ func (s *Source) one(ctx context.Context, at place) (*model.File, error) {
 	return itself, err
 }
 
-// list returns the blobs under the name of at, directory markers left out.
-func (s *Source) list(ctx context.Context, at place) ([]model.File, error) {
+// list returns the blobs under the name of at, directory markers left out, or itself, the empty blob of that name.
+func (s *Source) list(ctx context.Context, at place, itself *model.File) ([]model.File, error) {
 	prefix := at.name
 	if prefix != "" && !strings.HasSuffix(prefix, "/") {
 		prefix += "/"
 	}
 	l := s.listing(at, prefix)
+	l.Itself = itself
 	err := s.pages(ctx, at, l, 1000, func(name string, b blob) (bool, error) {
 		below, err := l.Path(name, b.Properties.Size)
 		if err != nil || below == "" || b.folder(name) {

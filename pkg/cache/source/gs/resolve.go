@@ -39,17 +39,16 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		return model.Manifest{}, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: want gs://bucket/prefix, and no ?", ref)}
 	}
 	if key == "" || strings.HasSuffix(key, "/") {
-		return s.resolvePrefix(ctx, ref, key)
+		return s.resolvePrefix(ctx, ref, key, nil)
 	}
 	f, err := s.one(ctx, ref, key)
-	if model.ReasonOf(err) == "NotFound" || err == nil && f.Size == 0 { // some tools leave an empty object for a directory
-		m, listErr := s.resolvePrefix(ctx, ref, key+"/")
-		if listErr == nil || err != nil || model.ReasonOf(listErr) != "NotFound" {
-			return m, listErr
-		}
-	}
-	if err != nil {
+	switch {
+	case model.ReasonOf(err) == "NotFound":
+		return s.resolvePrefix(ctx, ref, key+"/", nil)
+	case err != nil:
 		return model.Manifest{}, err
+	case f.Size == 0:
+		return s.resolvePrefix(ctx, ref, key+"/", &f)
 	}
 	return web.One(ref, f)
 }
@@ -70,8 +69,8 @@ func (s *Source) one(ctx context.Context, ref model.Ref, key string) (model.File
 	return file(ref, o, path.Base(key))
 }
 
-func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string) (model.Manifest, error) {
-	l := &web.Listing{Ref: ref, Prefix: prefix, Object: "object", Where: s.where()}
+func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string, itself *model.File) (model.Manifest, error) {
+	l := &web.Listing{Ref: ref, Prefix: prefix, Object: "object", Where: s.where(), Itself: itself}
 	if err := s.list(ctx, l); err != nil {
 		return model.Manifest{}, err
 	}

@@ -54,6 +54,7 @@ func served(t *testing.T, base, dir string) sourcetest.Origin {
 			put(name, map[string][]byte{path: content, model.SumsName: sourcetest.Sums(all[name])}, then)
 			then = then.Add(2 * time.Second)
 		},
+		File:    func(t *testing.T, name, path string) model.Ref { return sourcetest.Ref(t, base+"/"+name+"/"+path) },
 		Missing: sourcetest.Ref(t, base+"/missing/model.bin"),
 		Digests: true,
 	}

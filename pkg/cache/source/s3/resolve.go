@@ -39,28 +39,27 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 	if key != "" && !strings.HasSuffix(key, "/") {
 		f, err := s.head(ctx, ref, model.File{Path: path.Base(key), Key: key, Digest: ref.Digest})
 		// 403 is S3's answer for a missing key to who may not list, and 400 for many things, of which an answer to HEAD
-		// does not say which: then the listing says more. An empty object is what some tools leave in place of a directory.
+		// does not say which: then the listing says more.
 		reason := model.ReasonOf(err)
 		switch {
 		case err == nil && f.Size > 0:
-			return model.NewManifest([]model.File{f})
-		case err != nil && reason != "NotFound" && reason != "Forbidden" && reason != "Refused":
+			return web.One(ref, f)
+		case err == nil:
+			return s.resolvePrefix(ctx, ref, key+"/", &f)
+		case reason != "NotFound" && reason != "Forbidden" && reason != "Refused":
 			return model.Manifest{}, err
 		}
-		m, listErr := s.resolvePrefix(ctx, ref, key+"/")
-		if listErr != nil && err == nil && model.ReasonOf(listErr) == "NotFound" {
-			return model.NewManifest([]model.File{f})
-		}
+		m, listErr := s.resolvePrefix(ctx, ref, key+"/", nil)
 		if reason == "Refused" && model.ReasonOf(listErr) == "NotFound" {
 			return m, err
 		}
 		return m, listErr
 	}
-	return s.resolvePrefix(ctx, ref, key)
+	return s.resolvePrefix(ctx, ref, key, nil)
 }
 
-func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string) (model.Manifest, error) {
-	l := &web.Listing{Ref: ref, Prefix: prefix, Object: "object", Where: s.where()}
+func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string, itself *model.File) (model.Manifest, error) {
+	l := &web.Listing{Ref: ref, Prefix: prefix, Object: "object", Where: s.where(), Itself: itself}
 	if err := s.list(ctx, l); err != nil {
 		return model.Manifest{}, err
 	}
@@ -121,6 +120,7 @@ func (s *Source) digests(ctx context.Context, ref model.Ref, files []model.File)
 
 // head fills in size, version and digest. A digest that f has already must not be contradicted.
 func (s *Source) head(ctx context.Context, ref model.Ref, f model.File) (model.File, error) {
+	f.Key, _, _ = strings.Cut(f.Key, versioned)
 	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{
 		Bucket: aws.String(ref.Host), Key: aws.String(f.Key), ChecksumMode: types.ChecksumModeEnabled,
 	})

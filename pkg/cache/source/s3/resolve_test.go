@@ -64,6 +64,9 @@ func TestAnEmptyObjectMayStandForADirectory(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, m.Files, 1)
 	require.Equal(t, "config.json", m.Files[0].Path)
+	put("llama/"+model.SumsName, []byte(sum("x")+"  gone\n"), nil)
+	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/llama"))
+	require.ErrorContains(t, err, `it names "gone", which is not there`, "not a model of one empty file")
 }
 
 func TestListsOfMoreThanAPage(t *testing.T) {

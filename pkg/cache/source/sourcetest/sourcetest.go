@@ -30,7 +30,9 @@ type Origin struct {
 	// Put stores the files of one model, each with its digest where Digests is set, and names it.
 	Put func(t *testing.T, name string, files map[string][]byte) model.Ref
 	// Change gives one file of a model other content, later than Put did.
-	Change  func(t *testing.T, name, path string, content []byte)
+	Change func(t *testing.T, name, path string, content []byte)
+	// File names one file of a model that was put; nil where only all of it can be named.
+	File    func(t *testing.T, name, path string) model.Ref
 	Missing model.Ref // nothing is there
 	Digests bool
 	// Kept says that what was resolved can still be read after a Change, as with commits.
@@ -80,6 +82,19 @@ func Contract(t *testing.T, o Origin) {
 	t.Run("whole files come back", func(t *testing.T) {
 		for _, f := range m.Files {
 			require.Equal(t, files[f.Path], read(t, o.Source, ref, f, 0, f.Size), f.Path)
+		}
+	})
+	t.Run("a file that is named alone is a model, an empty one too", func(t *testing.T) {
+		if o.File == nil {
+			t.Skip("it cannot be")
+		}
+		for _, path := range []string{"config.json", "empty"} {
+			ref := o.File(t, "contract", path)
+			one, err := o.Source.Resolve(t.Context(), ref)
+			require.NoError(t, err, path)
+			require.Len(t, one.Files, 1)
+			require.Equal(t, path, one.Files[0].Path)
+			require.Equal(t, files[path], read(t, o.Source, ref, one.Files[0], 0, one.Files[0].Size), path)
 		}
 	})
 	t.Run("ranges come back, side by side", func(t *testing.T) { ranges(t, o.Source, ref, big, files[big.Path]) })

@@ -57,6 +57,7 @@ func (s Store) Origin(t *testing.T, missing string, sums bool) Origin {
 			write(t, name, path, content)
 			finish(t, name)
 		},
+		File:    func(t *testing.T, name, path string) model.Ref { return Ref(t, s.Root+name+"/"+path) },
 		Missing: Ref(t, missing),
 		Digests: s.Digests || sums,
 	}

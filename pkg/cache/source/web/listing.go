@@ -21,6 +21,9 @@ type Listing struct {
 	Prefix string // that the keys begin with; "" for all of a bucket
 	Object string // what the store calls one: object, blob
 	Where  string // " at " and the endpoint, or nothing: for error texts
+	// Itself is the empty object that Ref names, nil where there is none: some tools leave one for a directory. It is the
+	// model where none is under it.
+	Itself *model.File
 
 	files []model.File
 	seen  int
@@ -68,6 +71,9 @@ func (l *Listing) Files(ctx context.Context, open func(ctx context.Context, ref 
 		kept = append(kept, f)
 	}
 	switch {
+	case len(kept) == 0 && l.Itself != nil:
+		f, err := named(l.Ref, *l.Itself)
+		return []model.File{f}, err
 	case len(kept) == 0:
 		return nil, &model.Error{Reason: "NotFound", Final: true,
 			Text: fmt.Sprintf("%s: no %s there and none under it%s: correct the source", l.Ref, l.Object, l.Where)}
@@ -93,15 +99,24 @@ func (l *Listing) Files(ctx context.Context, open func(ctx context.Context, ref 
 	return kept, model.SetDigests(kept, text, l.Ref.Digest, at)
 }
 
-// One is the model of f alone, which ref names. The digest in ref is its.
+// One is the model of f alone, which ref names.
 func One(ref model.Ref, f model.File) (model.Manifest, error) {
+	f, err := named(ref, f)
+	if err != nil {
+		return model.Manifest{}, err
+	}
+	return model.NewManifest([]model.File{f})
+}
+
+// named is f, which ref names: the digest in ref is its.
+func named(ref model.Ref, f model.File) (model.File, error) {
 	switch {
 	case ref.Digest == "":
 	case f.Digest == "":
 		f.Digest = ref.Digest
 	case f.Digest != ref.Digest:
-		return model.Manifest{}, &model.Error{Reason: "WrongDigest", Final: true,
+		return f, &model.Error{Reason: "WrongDigest", Final: true,
 			Text: fmt.Sprintf("%s: its sha256 is %s, the source says %s", ref, f.Digest, ref.Digest)}
 	}
-	return model.NewManifest([]model.File{f})
+	return f, nil
 }
