@@ -94,6 +94,8 @@ func why(x model.Explanation) string {
 	switch {
 	case x.State == model.Removing:
 		return "it is going away: its node label first, then its files"
+	case x.Update != nil && x.Update.Waits():
+		return "what was pulled is here; its update waits: " + x.Update.Message
 	case x.Message != "" && x.State == model.Ready:
 		return "what was pulled is here; the last look for a newer revision failed: " + x.Message
 	case x.Message != "":

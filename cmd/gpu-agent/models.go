@@ -95,8 +95,8 @@ func lastUsed(t time.Time) string {
 // note is what stands in a model's way, or what keeps it from following its origin.
 func note(m model.Status) string {
 	switch {
-	case m.Message != "":
-		return m.Message
+	case obstacle(m) != "":
+		return obstacle(m)
 	case m.Held != "":
 		return heldText(m)
 	case m.Unfit != "":
@@ -105,6 +105,14 @@ func note(m model.Status) string {
 		return "in use by " + strings.Join(m.Pods, ", ")
 	}
 	return ""
+}
+
+// obstacle is what stands in the way of a model, or of its update.
+func obstacle(m model.Status) string {
+	if m.Update != nil && m.Update.Message != "" {
+		return m.Update.Message
+	}
+	return m.Message
 }
 
 func heldText(m model.Status) string {
@@ -128,8 +136,10 @@ func progress(m model.Status) string {
 	switch {
 	case m.State == model.Pulling && m.Size > 0:
 		return fmt.Sprintf("%s %d %%", m.State, 100*m.Done/m.Size)
-	case m.Update != nil && m.Reason != "":
-		return fmt.Sprintf("%s, update failed (%s)", m.State, m.Reason)
+	case m.Update != nil && m.Update.Waits():
+		return fmt.Sprintf("%s, update waits (%s)", m.State, m.Update.Reason)
+	case m.Update != nil && m.Update.Reason != "":
+		return fmt.Sprintf("%s, update failed (%s)", m.State, m.Update.Reason)
 	case m.Update != nil && m.Update.Size > 0:
 		return fmt.Sprintf("%s, updating %d %%", m.State, 100*m.Update.Done/m.Update.Size)
 	case m.Update != nil:

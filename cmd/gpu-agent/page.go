@@ -188,7 +188,7 @@ func (p *page) models(s *state) {
 			if m.Done < m.Size {
 				size = model.FormatBytes(m.Done) + " of " + size
 			}
-			p.row(text("%s", m.Name), text("%s", m.State), text("%s", size), code(m.Source), text("%s", note(m)))
+			p.row(text("%s", m.Name), text("%s", progress(m)), text("%s", size), code(m.Source), text("%s", note(m)))
 			for _, r := range m.Old {
 				p.row(text("%s@%s", m.Name, short(r.Revision)), text("Old"), text("%s", model.FormatBytes(r.Size)), code(m.Source), text("%s", oldNote(r)))
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,6 +41,36 @@ func TestThePageShowsWhatThereIs(t *testing.T) {
 	require.Contains(t, out.String(), "Allocation is none")
 }
 
+// A model that is there is not broken while its update waits or fails, and yet both say why.
+func TestWhyAnUpdateDoesNotComeIsShown(t *testing.T) {
+	for _, tc := range []struct{ reason, state, why string }{
+		{"Paused", "Ready, update waits (Paused)", "what was pulled is here; its update waits: because"},
+		{"Throttled", "Ready, update waits (Throttled)", "what was pulled is here; its update waits: because"},
+		{"NotFound", "Ready, update failed (NotFound)", "what was pulled is here; the last look for a newer revision failed: because"},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			m := model.Status{Name: "llama", State: model.Ready, Size: 2048, Done: 2048,
+				Update: &model.Update{Size: 4096, Done: 1024, Reason: tc.reason, Message: "because"}}
+			if tc.reason == "NotFound" {
+				m.Reason, m.Message = tc.reason, "because"
+			}
+			s := &state{Snapshot: gputest.Node(1), Cache: &model.Inventory{Models: []model.Status{m}}}
+			var page, status, ls, explain strings.Builder
+			require.NoError(t, writePage(&page, s))
+			require.NoError(t, s.print(&status))
+			require.NoError(t, printModels(&ls, s.Cache))
+			require.NoError(t, printExplanation(&explain, model.Explanation{Status: m}))
+			require.Contains(t, page.String(), "<td>"+tc.state+"</td><td>2.0 KiB</td>")
+			require.Contains(t, page.String(), "<td>because</td>")
+			row := `(?m)^llama +` + regexp.QuoteMeta(tc.state) + ` .*because$`
+			require.Regexp(t, row, status.String())
+			require.Regexp(t, row, ls.String())
+			require.Regexp(t, `(?m)^STATE +`+regexp.QuoteMeta(tc.state)+`$`, explain.String())
+			require.Regexp(t, `(?m)^WHY +`+regexp.QuoteMeta(tc.why)+`$`, explain.String())
+		})
+	}
+}
+
 // Names, errors and labels come from boards, origins and other people's manifests.
 func TestNothingOnThePageIsMarkupOfOthers(t *testing.T) {
 	const evil = `<script>"'&`
@@ -54,7 +85,7 @@ func TestNothingOnThePageIsMarkupOfOthers(t *testing.T) {
 		Node: evil, Version: evil, Snapshot: snapshot, Problems: []string{evil}, Allocation: evil, Config: configState{Error: evil},
 		Owners: map[gpu.UUID][]resource.Owner{evil: {{Namespace: evil, Pod: evil}}},
 		Tasks:  map[string]supervise.Task{evil: {Error: errors.New(evil).Error()}},
-		Cache: &model.Inventory{Root: evil, Models: []model.Status{{Name: evil, State: evil, Source: evil, Message: evil}},
+		Cache: &model.Inventory{Root: evil, Models: []model.Status{{Name: evil, State: evil, Source: evil, Message: evil}, {Name: evil, State: evil, Update: &model.Update{Reason: evil, Message: evil}}},
 			Problems: []model.Problem{{Message: evil}}},
 		Labels: map[string]string{evil: evil},
 	}

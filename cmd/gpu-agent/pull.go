@@ -89,8 +89,8 @@ func follow(ctx context.Context, c *client, in pullRequest, timeout time.Duratio
 			return nil
 		}
 		show.status(m)
-		if m.Answered >= asked.Asked || m.State == model.Pulling { // of this request, or what it waits for now
-			show.note(m.Message)
+		if m.Answered >= asked.Asked || m.State == model.Pulling || m.Update != nil && m.Update.Waits() { // of this request, or what it waits for now
+			show.note(obstacle(m))
 		}
 		select {
 		case <-ctx.Done():

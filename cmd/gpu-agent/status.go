@@ -79,7 +79,7 @@ func (s *state) print(out io.Writer) error {
 	if s.Cache != nil {
 		fmt.Fprintf(w, "\nMODEL\tSTATE\tSIZE\tREVISION\tNOTE\n")
 		for _, m := range s.Cache.Models {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), model.FormatBytes(m.Size), short(m.Revision), m.Message)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, progress(m), model.FormatBytes(m.Size), short(m.Revision), obstacle(m))
 		}
 		fmt.Fprintf(w, "cache %s\t%s\n", s.Cache.Root, taken(s.Cache.Used, s.Cache.Reserved, s.Cache.Limit))
 		for _, d := range s.Cache.Disks {

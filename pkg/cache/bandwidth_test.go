@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"context"
+	"io"
 	"testing"
 	"time"
 
@@ -54,6 +56,51 @@ func TestAWindowPausesAFetch(t *testing.T) {
 		require.Less(t, time.Since(began), 8*time.Hour+4*time.Minute)
 		holds(t, root, "a", files)
 	})
+}
+
+// What is there stays as it is while its update waits, and says what for.
+func TestAnUpdateThatWaitsSaysWhatFor(t *testing.T) {
+	for _, tc := range []struct {
+		reason, message string
+		cfg             Bandwidth
+		err             error
+	}{
+		{"Paused", "paused until ", Bandwidth{Windows: []Window{{From: 0, To: 30 * time.Minute, Paused: true}}}, nil},
+		{"Throttled", "the origin asked to be left alone until ", Bandwidth{}, &model.Error{Reason: "Throttled", RetryAfter: 30 * time.Minute, Text: "429"}},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			bubble(t, func(t *testing.T, root string, o *origin) {
+				o.put("a", "r1", map[string][]byte{"w": noise(1, mega)})
+				c := open(t, config(root), o)
+				c.Want([]model.Spec{spec("a", "a")})
+				stop := run(t, c)
+				ready(t, c, "a")
+				stop()
+				files := map[string][]byte{"w": noise(2, mega)}
+				o.forget()
+				o.put("a", "r2", files)
+				o.onOpen = func(n int, _ context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+					return nil, tc.err, tc.err != nil && n == 1
+				}
+				cfg := config(root)
+				cfg.Bandwidth = tc.cfg
+				c = open(t, cfg, o)
+				c.Want([]model.Spec{spec("a", "a")})
+				run(t, c)
+				require.NoError(t, ask(t, c, spec("a", "a")))
+				time.Sleep(time.Minute)
+				s := c.Get().Model("a")
+				require.Equal(t, model.Ready, s.State)
+				require.Equal(t, "r1", s.Revision)
+				require.Empty(t, s.Reason, "nothing failed")
+				require.Equal(t, "r2", s.Update.Revision)
+				require.Equal(t, tc.reason, s.Update.Reason)
+				require.Contains(t, s.Update.Message, tc.message)
+				wait(t, c, "a", func(s *model.Status) bool { return s.Revision == "r2" && s.Update == nil })
+				holds(t, root, "a", files)
+			})
+		})
+	}
 }
 
 func TestWindowsSpanMidnight(t *testing.T) {

@@ -239,9 +239,13 @@ func (c *Cache) status(e *entry) model.Status {
 		s.Revision, s.Files = j.plan.Manifest.Revision, len(j.plan.Manifest.Files)
 		s.Size, s.Done = j.size, min(j.size, j.have+j.got.Load())
 	}
+	wait, why := c.waits(e)
 	if r := e.visible; r != nil {
 		if !e.held() && (e.busy != nil || e.due()) {
-			s.Update = &model.Update{Revision: s.Revision, Size: s.Size, Done: s.Done}
+			s.Update = &model.Update{Revision: s.Revision, Size: s.Size, Done: s.Done, Reason: e.reason, Message: e.message}
+			if wait != "" {
+				s.Update.Reason, s.Update.Message = wait, why
+			}
 		}
 		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
 		s.Files, s.Size, s.Done = len(r.Files), r.size, r.size
@@ -262,10 +266,8 @@ func (c *Cache) status(e *entry) model.Status {
 		s.Reason, s.Message = c.ails.Reason, c.ails.Message
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
-		if until := c.pace.plan.paused(time.Now()); until != "" {
-			s.Reason, s.Message = "Paused", "paused until "+until+" by cache.bandwidth"
-		} else if until := c.streams.shut(c.streams.lane(originOf(e.ref()))); !until.IsZero() {
-			s.Reason, s.Message = "Throttled", leftAlone(e.ref(), until)
+		if wait != "" {
+			s.Reason, s.Message = wait, why
 		}
 	case !e.asked() && len(e.old) > 0:
 		s.State, s.Reason = model.Failed, "OnlyOld"
@@ -275,6 +277,20 @@ func (c *Cache) status(e *entry) model.Status {
 		s.State = model.Failed
 	}
 	return s
+}
+
+// waits is what keeps the download of e from going on now; "" where nothing does. c.mu is held.
+func (c *Cache) waits(e *entry) (reason, message string) {
+	if e.busy == nil || e.job == nil || !e.job.admitted {
+		return "", ""
+	}
+	if until := c.pace.plan.paused(time.Now()); until != "" {
+		return "Paused", "paused until " + until + " by cache.bandwidth"
+	}
+	if until := c.streams.shut(c.streams.lane(originOf(e.ref()))); !until.IsZero() {
+		return "Throttled", leftAlone(e.ref(), until)
+	}
+	return "", ""
 }
 
 // Want replaces the list of models that the config asks for. Those that are not in it any more stay

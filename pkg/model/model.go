@@ -317,7 +317,14 @@ type Update struct {
 	Revision string `json:"revision,omitempty"` // "" until the origin has said what it has
 	Size     int64  `json:"size"`               // bytes, 0 until then
 	Done     int64  `json:"done"`               // bytes on disk
+	// Reason and Message are what it waits for now, or else why its last try failed; "" where neither is so.
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"` // for people
 }
+
+// Waits reports whether nothing failed: the update goes on when a pause of cache.bandwidth is over, or one that the
+// origin asked for.
+func (u Update) Waits() bool { return u.Reason == "Paused" || u.Reason == "Throttled" }
 
 // Explanation is why a model is on a node, is not, or is not yet.
 type Explanation struct {
