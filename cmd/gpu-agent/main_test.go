@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	_ = flag.Set("test.parallel", "6") // for -parallel to raise or lower: scripts wait more than they work
 	testscript.Main(m, map[string]func(){"gpu-agent": main})
 }
 
@@ -63,6 +65,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", "atexit_sleep_ms=50") // it is a second for each of 300 commands
 			env.Setenv("ORIGIN", origin.URL)
 			env.Setenv("DIGEST", fmt.Sprintf("%x", sha256.Sum256([]byte(content))))
 			env.Setenv("NODE_NAME", "node-1")
