@@ -283,6 +283,46 @@ func TestContentThatChangesMidwayIsLookedUpAgain(t *testing.T) {
 	})
 }
 
+// TestAFileThatIsGoneForAWhileCostsNothingElse: its origin lists it as it was, so that what is here is still of the model.
+func TestAFileThatIsGoneForAWhileCostsNothingElse(t *testing.T) {
+	for name, pinned := range map[string]bool{"pinned": true, "neither digest nor version": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, root string, o *origin) {
+				files := map[string][]byte{"a": noise(1, 3*mega), "z": noise(2, mega)}
+				o.put("a", "r1", files)
+				if !pinned {
+					for i := range o.models["a"].Files {
+						o.models["a"].Files[i].Digest, o.models["a"].Files[i].Version = "", ""
+					}
+				}
+				last := 0 // Opens of z at its last range: all else has been asked for by then
+				o.onOpen = func(_ int, _ context.Context, f model.File, off, length int64, _ []byte) (io.ReadCloser, error, bool) {
+					if f.Path == "z" && off+length == f.Size {
+						if last++; last <= 3 {
+							return nil, &model.Error{Reason: "Changed", Text: "it is gone"}, true
+						}
+					}
+					return nil, nil, false
+				}
+				c := open(t, Config{Root: root, Limit: 64 * mega, Streams: 1, RangeSize: 64 << 10, opens: func() (opens, error) { return &said{}, nil }}, o)
+				c.Want([]model.Spec{spec("a", "a")})
+				stop := run(t, c)
+				require.Equal(t, "Changed", failed(t, c, "a", "Changed").Reason)
+				ready(t, c, "a")
+				stop()
+				holds(t, root, "a", files)
+				tidy(t, root, files)
+				require.Equal(t, 4, o.resolved, "each time it is looked up again")
+				if pinned {
+					require.LessOrEqual(t, o.bytesAsked(), int64(4*mega+3*64<<10))
+				} else {
+					require.Greater(t, o.bytesAsked(), int64(8*mega), "all of it is fetched again")
+				}
+			})
+		})
+	}
+}
+
 func TestADigestThatTheOriginDoesNotNameIsRecorded(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := weights(1)

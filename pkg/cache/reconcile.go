@@ -253,8 +253,9 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	c.streams.prefer(j, e.rank())
 	c.mu.Unlock()
 	if err := j.run(ctx, c, src, ref); err != nil {
-		switch model.ReasonOf(err) {
-		case "Changed": // what is there belongs to a revision that is gone
+		// The next look says what has changed, and what is here of another revision goes then; but where nothing tells a
+		// file's content from what it was, what is here may be of a revision that is gone.
+		if model.ReasonOf(err) == "Changed" && slices.ContainsFunc(j.plan.Manifest.Files, unpinned) {
 			if drop := c.dropPartial(e); drop != nil {
 				return fmt.Errorf("%w; %w", err, drop)
 			}
@@ -267,6 +268,9 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	}
 	return c.reveal(e, ref, whole)
 }
+
+// unpinned reports a file of which the origin says neither digest nor version.
+func unpinned(f model.File) bool { return f.Digest == "" && f.Version == "" }
 
 func resolve(ctx context.Context, src Source, ref model.Ref) (model.Manifest, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, resolveTimeout, &model.Error{Reason: "Stalled",

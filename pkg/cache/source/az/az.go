@@ -181,7 +181,8 @@ func escaped(name string) string {
 	return strings.Join(parts, "/")
 }
 
-// send asks for u and returns answers of status 200 and 206 alone. what says what is tried.
+// send asks for u and returns answers of status 200 and 206 alone. what says what is tried; a
+// header is that of a read.
 func (s *Source) send(ctx context.Context, at place, what string, u *url.URL, header http.Header) (*http.Response, error) {
 	text := fmt.Sprintf("%s: %s%s", at.ref, what, s.where())
 	for again := false; ; again = true {
@@ -209,7 +210,7 @@ func (s *Source) send(ctx context.Context, at place, what string, u *url.URL, he
 		}
 		resp.Body.Close()
 		if again || resp.StatusCode != http.StatusUnauthorized || s.identity == nil {
-			return nil, statusError(text, resp)
+			return nil, statusError(text, resp, header != nil)
 		}
 		s.identity.drop(strings.TrimPrefix(req.Header.Get("Authorization"), bearer)) // it ended before its time, or was revoked: another may do
 	}

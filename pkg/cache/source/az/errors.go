@@ -12,12 +12,16 @@ import (
 
 var codeForm = lazyregexp.New(`^[A-Za-z]{1,64}$`)
 
-// statusError says what a status other than the wanted one means. Azure says why in X-Ms-Error-Code.
-func statusError(at string, resp *http.Response) error {
+// statusError says what a status other than the wanted one means, to a read of what was resolved or not. Azure says why
+// in X-Ms-Error-Code.
+func statusError(at string, resp *http.Response, read bool) error {
 	e := &model.Error{Text: fmt.Sprintf("%s: %s", at, web.StatusText(resp))}
 	why := resp.Header.Get("X-Ms-Error-Code")
 	if codeForm().MatchString(why) {
 		e.Text += " (" + why + ")"
+	}
+	if stale := web.Stale(e.Text, resp.StatusCode); read && stale != nil {
+		return stale
 	}
 	switch code := resp.StatusCode; {
 	case why == "BlobArchived", why == "BlobBeingRehydrated":
@@ -40,9 +44,6 @@ func statusError(at string, resp *http.Response) error {
 		}
 		e.Reason, e.Final = "Forbidden", true
 		e.Text += ": check that the credentials are right, that they may list and read here (Storage Blob Data Reader), and that the account's firewall lets this node in"
-	case code == http.StatusPreconditionFailed, code == http.StatusRequestedRangeNotSatisfiable:
-		e.Reason = "Changed"
-		e.Text += ": changed since it was resolved"
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
 		e.Reason, e.RetryAfter = "Throttled", web.RetryAfter(resp.Header)
 	case code >= 500, code == http.StatusRequestTimeout:

@@ -39,7 +39,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"another version":  {sourcetest.Answer(206, "56789", etag+`"8"`, at+"bytes 5-9/20"), "Changed", false, ""},
 		"no version":       {sourcetest.Answer(206, "56789", at+"bytes 5-9/20"), "Changed", false, ""},
 		"gzip unasked":     {sourcetest.Answer(206, "56789", etag+`"7"`, at+"bytes 5-9/20", "Content-Encoding: gzip"), "Encoded", true, ""},
-		"404":              {sourcetest.Answer(404, "", why+"ContainerNotFound"), "NotFound", true, "404 Not Found (ContainerNotFound): correct the account"},
+		"404":              {sourcetest.Answer(404, "", why+"ContainerNotFound"), "Changed", false, "404 Not Found (ContainerNotFound): changed since it was resolved: it is gone"},
 		"401":              {sourcetest.Answer(401, "\x1b", why+"<b>"), "Forbidden", true, "401 Unauthorized: check that the credentials"},
 		"403":              {sourcetest.Answer(403, "", why+"AuthorizationPermissionMismatch"), "Forbidden", true, "(AuthorizationPermissionMismatch): check that the credentials are right"},
 		"an old clock":     {sourcetest.Answer(403, "", why+"AuthenticationFailed", "Date: "+late), "ClockSkew", false, "ahead of the server's: set it right"},
@@ -293,4 +293,12 @@ func TestTheNodesIdentityIsAskedOfItsMetadataService(t *testing.T) {
 	}
 	node.Close()
 	require.ErrorContains(t, resolve(), "this node has no metadata service")
+}
+
+func TestABlobThatIsDeletedAfterItWasResolved(t *testing.T) {
+	for _, ref := range []string{"az://acct/models/llama", "az://acct/models/llama/m.bin"} {
+		st, endpoint := newStore(t)
+		st.put("llama/m.bin", []byte("weights"), "", "")
+		sourcetest.Gone(t, newSource(t, az.Config{Endpoint: endpoint, Anonymous: true}), sourcetest.Ref(t, ref), func(serve http.HandlerFunc) { st.before = serve })
+	}
 }

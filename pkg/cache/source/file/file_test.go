@@ -154,4 +154,11 @@ func TestAFileThatChangesWhileItIsReadIsFoundOut(t *testing.T) {
 		require.Equal(t, "Changed", model.ReasonOf(err), "%s: %v", how, err)
 		require.NoError(t, body.Close())
 	}
+	require.NoError(t, os.RemoveAll(filepath.Dir(name)))
+	_, err = s.Open(t.Context(), r, m.Files[0], 0, 100_000)
+	require.Equal(t, "Changed", model.ReasonOf(err), "%v", err)
+	require.ErrorContains(t, err, "it is gone")
+	require.False(t, model.IsFinal(err))
+	_, err = s.Resolve(t.Context(), r)
+	require.Equal(t, "NotFound", model.ReasonOf(err), "%v", err)
 }

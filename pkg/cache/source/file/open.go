@@ -18,14 +18,12 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("%s: %w", ref, context.Cause(ctx))
 	}
-	root, rel, err := s.open(f.Key)
+	data, err := s.data(f.Key)
+	if model.ReasonOf(err) == "NotFound" {
+		return nil, &model.Error{Reason: "Changed", Text: fmt.Sprintf("file://%s: changed since it was resolved: it is gone", f.Key)}
+	}
 	if err != nil {
 		return nil, err
-	}
-	defer root.Close()
-	data, err := openFile(root, rel)
-	if err != nil {
-		return nil, explain(f.Key, err)
 	}
 	b := &body{data: data, at: offset, left: length, file: f}
 	if err := b.same(); err != nil {
@@ -33,6 +31,17 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 		return nil, err
 	}
 	return b, nil
+}
+
+// data opens the file at the absolute path key.
+func (s *Source) data(key string) (*os.File, error) {
+	root, rel, err := s.open(key)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	data, err := openFile(root, rel)
+	return data, explain(key, err)
 }
 
 // body is a range of a file.

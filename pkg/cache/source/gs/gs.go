@@ -110,7 +110,7 @@ func newSource(c Config) (*Source, error) {
 func (s *Source) CloseIdle() { s.client.CloseIdleConnections() }
 
 // get asks for path, below the bucket of ref, and returns answers of status 200 and 206 alone. Errors
-// say what was tried.
+// say what was tried. A header is that of a read.
 func (s *Source) get(ctx context.Context, ref model.Ref, what, path string, query url.Values, header http.Header) (*http.Response, error) {
 	at := fmt.Sprintf("%s: %s%s", ref, what, s.where())
 	address := s.base + "/storage/v1/b/" + url.PathEscape(ref.Host) + "/o" + path + "?" + query.Encode()
@@ -136,7 +136,7 @@ func (s *Source) get(ctx context.Context, ref model.Ref, what, path string, quer
 		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
-		err = statusError(at, resp)
+		err = statusError(at, resp, header != nil)
 		resp.Body.Close()
 		if again || resp.StatusCode != http.StatusUnauthorized || s.login == nil {
 			return nil, err
@@ -160,12 +160,16 @@ func refusal(resp *http.Response) string {
 	return answer.Error.Errors[0].Reason
 }
 
-// statusError says what a status other than the wanted one means. It reads of the body.
-func statusError(at string, resp *http.Response) error {
+// statusError says what a status other than the wanted one means, to a read of what was resolved or not. It reads of the
+// body.
+func statusError(at string, resp *http.Response, read bool) error {
 	e := &model.Error{Text: fmt.Sprintf("%s: %s", at, web.StatusText(resp))}
 	why := refusal(resp)
 	if why != "" {
 		e.Text += " (" + why + ")"
+	}
+	if stale := web.Stale(e.Text, resp.StatusCode); read && stale != nil {
+		return stale
 	}
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound:
@@ -177,9 +181,6 @@ func statusError(at string, resp *http.Response) error {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		e.Reason, e.Final = "Forbidden", true
 		e.Text += ": check the credentials and that they may list and get objects here (Storage Object Viewer)"
-	case code == http.StatusPreconditionFailed, code == http.StatusRequestedRangeNotSatisfiable:
-		e.Reason = "Changed"
-		e.Text += ": changed since it was resolved"
 	case code >= 500, code == http.StatusRequestTimeout:
 		e.Reason = "Unavailable"
 	case code >= 400:

@@ -45,7 +45,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"too short":          {sourcetest.Answer(206, "567", gen+"7", at+"bytes 5-9/20", "Content-Length: 3"), "WrongLength", false},
 		"another generation": {sourcetest.Answer(206, "56789", gen+"8", at+"bytes 5-9/20"), "Changed", false},
 		"gzip unasked":       {sourcetest.Answer(206, "56789", gen+"7", at+"bytes 5-9/20", "Content-Encoding: gzip"), "Encoded", true},
-		"404":                {sourcetest.Answer(404, ""), "NotFound", true},
+		"404":                {sourcetest.Answer(404, ""), "Changed", false},
 		"401":                {sourcetest.Answer(401, "\x1b"), "Forbidden", true},
 		"403":                {sourcetest.Answer(403, ""), "Forbidden", true},
 		"400":                {sourcetest.Answer(400, ""), "Refused", true},
@@ -241,5 +241,13 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		_, err := gs.New(c)
 		require.ErrorContains(t, err, want)
 		require.False(t, strings.Contains(strings.ToLower(err.Error()), "secret"), "%v", err)
+	}
+}
+
+func TestAnObjectThatIsDeletedAfterItWasResolved(t *testing.T) {
+	for _, ref := range []string{"gs://models/llama", "gs://models/llama/m.bin"} {
+		st, endpoint := newStore(t)
+		st.put("llama/m.bin", []byte("weights"), nil)
+		sourcetest.Gone(t, newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}), sourcetest.Ref(t, ref), func(serve http.HandlerFunc) { st.before = serve })
 	}
 }

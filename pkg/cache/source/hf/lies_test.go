@@ -98,6 +98,7 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 		"another object":         {sourcetest.Lie(direct, 302, "", "Location: http://h/", `X-Linked-Etag: W/"`+strings.Repeat("f", 64)+`"`), "Changed", false, "object"},
 		"history was rewritten":  {sourcetest.Lie(direct, 404, "", "X-Error-Code: RevisionNotFound"), "Changed", false, "the commit is gone"},
 		"a file that went":       {sourcetest.Lie(direct, 404, "", "X-Error-Code: EntryNotFound"), "Changed", false, ""},
+		"and who may not know":   {sourcetest.Lie(direct, 401, ""), "Changed", false, "it is gone"}, // without a token
 		"access that was lost":   {sourcetest.Lie(direct, 403, "", "X-Error-Code: GatedRepo"), "Gated", true, "accept its terms"},
 		"throttled by resolvers": {sourcetest.Lie(direct, 429, "", `RateLimit: "resolvers";r=0;t=7`), "Throttled", false, ""},
 	} {
@@ -275,4 +276,10 @@ func TestAMirrorsWrongBytesAreNotFetchedForEver(t *testing.T) {
 	require.Equal(t, big, whole(m.Files[0]), "and its next try is the endpoint's")
 	require.Equal(t, big, whole(m.Files[0]))
 	require.NotEqual(t, big, whole(m.Files[1]), "the mirror is asked for other files all the same")
+}
+
+func TestARepositoryThatIsDeletedAfterItWasResolved(t *testing.T) {
+	h := newHub(t)
+	h.put("org/m", "main", map[string][]byte{"config.json": []byte("{}   ")})
+	sourcetest.Gone(t, newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m"), h.Answer)
 }

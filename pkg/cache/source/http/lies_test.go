@@ -44,8 +44,8 @@ func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 		"weak ETag":             {sourcetest.Answer(206, "56789", `ETag: W/"v1"`, ok), "Changed", false, ""},
 		"412":                   {sourcetest.Answer(412, ""), "Changed", false, ""},
 		"416":                   {sourcetest.Answer(416, ""), "Changed", false, "shorter"},
-		"404":                   {sourcetest.Answer(404, ""), "NotFound", true, "correct the source"},
-		"410":                   {sourcetest.Answer(410, ""), "NotFound", true, ""},
+		"404":                   {sourcetest.Answer(404, ""), "Changed", false, "it is gone"},
+		"410":                   {sourcetest.Answer(410, ""), "Changed", false, ""},
 		"401":                   {sourcetest.Answer(401, ""), "Forbidden", true, "token file"},
 		"403":                   {sourcetest.Answer(403, ""), "Forbidden", true, "token file"},
 		"400":                   {sourcetest.Answer(400, ""), "Refused", true, ""},
@@ -65,7 +65,7 @@ func TestOpenHoldsTheServerToWhatWasAsked(t *testing.T) {
 				_, _ = io.WriteString(conn, "HTTP/1.1 404 \x1b[31mPWNED\r\nContent-Length: 0\r\n\r\n")
 				conn.Close()
 			}
-		}, "NotFound", true, "404 Not Found"},
+		}, "Changed", false, "404 Not Found: changed since"},
 		"a redirect to nowhere": {sourcetest.Answer(302, "", "Location: http://h:bad/?sig=SECRET"), "Unreachable", false, "not valid HTTP"},
 		"redirect off http":     {sourcetest.Answer(302, "", "Location: ftp://example.com/?sig=SECRET"), "UnknownScheme", true, ""},
 	} {
@@ -253,4 +253,12 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 		require.NoError(t, body.Close())
 	}
 	require.Len(t, addrs, 1, fmt.Sprint(addrs))
+}
+
+func TestAFileThatIsDeletedAfterItWasResolved(t *testing.T) {
+	var st sourcetest.Standin
+	srv := st.Serve(t, func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		nethttp.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
+	})
+	sourcetest.Gone(t, newSource(t, http.Config{}), sourcetest.Ref(t, srv.URL+"/m.bin?sig=SECRET"), st.Answer)
 }

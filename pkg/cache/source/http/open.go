@@ -66,6 +66,9 @@ func checkAnswer(u *url.URL, resp *http.Response, f model.File, part web.Part) e
 	if err := part.CheckStatus(u, resp); err != nil {
 		return err
 	}
+	if err := web.Stale(web.Bare(u)+": "+web.StatusText(resp), resp.StatusCode); err != nil {
+		return err
+	}
 	if !part.Is(resp) {
 		return statusError(u, resp)
 	}
@@ -94,8 +97,8 @@ func (s *Source) request(ctx context.Context, method string, ref model.Ref, key 
 	return req, s.authorize(req)
 }
 
-// do sends req. An answer that needs no look at what was asked for comes back as an error: not found,
-// forbidden, throttled, unavailable.
+// do sends req. An answer that needs no look at what was asked for comes back as an error: forbidden,
+// throttled, unavailable.
 func (s *Source) do(req *http.Request) (*http.Response, error) {
 	resp, err := s.client.Do(req)
 	if err != nil {
@@ -108,7 +111,6 @@ func (s *Source) do(req *http.Request) (*http.Response, error) {
 	case resp.StatusCode == http.StatusForbidden && req.Method == http.MethodHead: // see probe
 	case resp.StatusCode == http.StatusNotImplemented:
 	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden,
-		resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusGone,
 		resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500:
 		resp.Body.Close()
 		return nil, statusError(req.URL, resp)
@@ -116,10 +118,9 @@ func (s *Source) do(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// statusError says what a status other than the wanted one means.
+// statusError says what a status other than the wanted one means, of a read also web.Stale.
 func statusError(u *url.URL, resp *http.Response) error {
-	status := web.StatusText(resp)
-	e := &model.Error{Text: fmt.Sprintf("%s: %s", web.Bare(u), status)}
+	e := &model.Error{Text: fmt.Sprintf("%s: %s", web.Bare(u), web.StatusText(resp))}
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound, code == http.StatusGone:
 		e.Reason, e.Final = "NotFound", true
@@ -129,10 +130,6 @@ func statusError(u *url.URL, resp *http.Response) error {
 		e.Text += ": give this host a token file in the config, or the token more rights, or renew the signed address"
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
 		e.Reason, e.RetryAfter = "Throttled", web.RetryAfter(resp.Header)
-	case code == http.StatusPreconditionFailed:
-		return web.Changed(u, status)
-	case code == http.StatusRequestedRangeNotSatisfiable:
-		return web.Changed(u, status+": it is shorter than it was")
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooEarly:
 		e.Reason = "Unavailable"
 	case code >= 400:

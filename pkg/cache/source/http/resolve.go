@@ -72,14 +72,15 @@ func (s *Source) sums(ctx context.Context, ref model.Ref, key string) ([]model.F
 	}
 	resp, err := s.do(req)
 	if err != nil {
-		if model.ReasonOf(err) == "NotFound" {
-			return nil, &model.Error{Reason: "NotFound", Final: true,
-				Text: fmt.Sprintf("%s: not there: a directory needs one, made with sha256sum; or name one file", web.Bare(req.URL))}
-		}
 		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound, http.StatusGone:
+		return nil, &model.Error{Reason: "NotFound", Final: true,
+			Text: fmt.Sprintf("%s: not there: a directory needs one, made with sha256sum; or name one file", web.Bare(req.URL))}
+	default:
 		return nil, statusError(req.URL, resp)
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, model.MaxSums+1))

@@ -173,10 +173,20 @@ func (c *Client) checkBase(u *url.URL, resp *http.Response, sent bool, f model.F
 	switch {
 	case sent, part.Is(resp):
 		return nil
-	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return web.Changed(u, web.StatusText(resp)+": it is shorter than it was")
 	}
-	return c.refusal(web.Bare(u), resp)
+	err := c.refusal(web.Bare(u), resp)
+	status := resp.StatusCode
+	switch model.ReasonOf(err) {
+	case "NotFound": // by whatever status the hub says so
+		status = http.StatusNotFound
+	case "Refused":
+	default:
+		return err
+	}
+	if stale := web.Stale(web.Bare(u)+": "+web.StatusText(resp), status); stale != nil {
+		return stale
+	}
+	return err
 }
 
 // errExpired is the answer to an address whose signature does not hold, or not any more.
@@ -215,12 +225,13 @@ func (c *Client) checkElsewhere(u *url.URL, resp *http.Response, part web.Part) 
 	case code == http.StatusBadRequest, code == http.StatusUnauthorized, code == http.StatusForbidden,
 		code == http.StatusNotFound, code == http.StatusGone:
 		return &model.Error{Reason: "Expired", Err: errExpired, Text: text + ": the signed address that the hub gave is not accepted"}
-	case code == http.StatusRequestedRangeNotSatisfiable:
-		return web.Changed(u, web.StatusText(resp)+": it is shorter than it was")
 	case throttled(resp):
 		return &model.Error{Reason: "Throttled", RetryAfter: asks(resp), Text: text}
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooEarly:
 		return &model.Error{Reason: "Unavailable", Text: text}
+	}
+	if stale := web.Stale(text, resp.StatusCode); stale != nil {
+		return stale
 	}
 	return &model.Error{Reason: "WrongAnswer", Text: text}
 }

@@ -151,7 +151,7 @@ func TestAReadIsHeldToWhatWasAsked(t *testing.T) {
 		"history was rewritten": {sourcetest.Lie(direct, 404, `{"Code":10990101004}`), "Changed", false, "the commit is gone"},
 		"a file that went":      {sourcetest.Lie(direct, 404, `{"Code":10990101007}`), "Changed", false, ""},
 		"access that was lost":  {sourcetest.Lie(direct, 404, `{"Code":10010200001}`), "Forbidden", true, "private, or gated"},
-		"the repository went":   {sourcetest.Lie(direct, 404, `{"Code":10010205001}`), "NotFound", true, ""},
+		"the repository went":   {sourcetest.Lie(direct, 404, `{"Code":10010205001}`), "Changed", false, "it is gone"},
 		"throttled":             {sourcetest.Lie(direct, 429, "", "Retry-After: 7"), "Throttled", false, ""},
 		"off encryption":        {sourcetest.Lie(direct, 302, "", "Location: ftp://h/?sig=SECRET"), "UnknownScheme", true, ""},
 	} {
@@ -194,4 +194,10 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	require.EqualError(t, err, "ms source: the token is not sent to 192.0.2.1 over plain http: use https, or no token file")
 	_, err = ms.New(ms.Config{Endpoint: "modelscope.cn"})
 	require.EqualError(t, err, "ms source: endpoint: want http(s)://host[:port] without credentials, such as https://modelscope.cn")
+}
+
+func TestARepositoryThatIsDeletedAfterItWasResolved(t *testing.T) {
+	h := newHub(t)
+	h.put("org/m", "master", map[string][]byte{"config.json": []byte("{}   ")})
+	sourcetest.Gone(t, newSource(t, ms.Config{Endpoint: h.URL}), sourcetest.Ref(t, "ms://org/m"), h.Answer)
 }

@@ -55,8 +55,9 @@ func tokenError(u *url.URL, status int) error {
 	return &model.Error{Reason: "Forbidden", Final: true, Text: text + loginHint}
 }
 
-// statusError says what a status other than the wanted one means.
-func statusError(u *url.URL, resp *http.Response) error {
+// statusError says what a status other than the wanted one means; moved says that what is not there may have been, when it
+// was resolved.
+func statusError(u *url.URL, resp *http.Response, moved bool) error {
 	status := web.StatusText(resp)
 	e := &model.Error{Text: fmt.Sprintf("%s: %s", web.Bare(u), status)}
 	away := resp.Request != nil && resp.Request.URL.Host != u.Host
@@ -65,6 +66,8 @@ func statusError(u *url.URL, resp *http.Response) error {
 		// A signed address that is no longer good, as after a jump of a clock: the next try gets another.
 		e.Reason = "Refused"
 		e.Text = fmt.Sprintf("%s: the storage that it redirects to, %s, answers %s", web.Bare(u), resp.Request.URL.Host, status)
+	case moved && (code == http.StatusNotFound || code == http.StatusGone):
+		return web.Stale(e.Text, code)
 	case code == http.StatusNotFound, code == http.StatusGone:
 		e.Reason, e.Final = "NotFound", true
 		e.Text += ": no such repository, tag or digest: correct the source"

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
@@ -44,7 +45,7 @@ func TestOpenHoldsTheRegistryToWhatWasAsked(t *testing.T) {
 		"too long":              {answer(206, "56789a", at, "bytes 5-9/20", "Content-Length", "6"), "WrongLength", false, "announces 6"},
 		"no length":             {answer(206, "56789", at, "bytes 5-9/20", "Transfer-Encoding", "chunked"), "WrongLength", false, "announces -1"},
 		"gzip unasked":          {answer(206, "56789", at, "bytes 5-9/20", "Content-Encoding", "gzip"), "Encoded", true, "turn compression off"},
-		"404":                   {answer(404, ""), "Changed", false, "a layer is gone since the tag was resolved"},
+		"404":                   {answer(404, ""), "Changed", false, "changed since it was resolved: it is gone"},
 		"401":                   {answer(401, ""), "Forbidden", true, "credentials file"},
 		"403":                   {answer(403, ""), "Forbidden", true, "credentials file"},
 		"400":                   {answer(400, ""), "Refused", true, ""},
@@ -122,4 +123,15 @@ func TestALayerGoneFromAPinnedManifestIsNotFound(t *testing.T) {
 	_, err := newSource(t, oci.Config{}).Open(t.Context(), sourcetest.Ref(t, "oci://"+host+"/m@"+sha([]byte("m"))), f, 0, 20)
 	require.Equal(t, "NotFound", model.ReasonOf(err), "%v", err)
 	require.True(t, model.IsFinal(err), "nothing moves under a digest")
+}
+
+func TestALayerThatIsDeletedAfterItWasResolved(t *testing.T) {
+	reg, host := newRegistry(t)
+	reg.put("m", "v1", ocispec.MediaTypeImageManifest, manifest(t, reg.layer("application/x", "a", []byte("weights"))))
+	sourcetest.Gone(t, newSource(t, oci.Config{}), sourcetest.Ref(t, "oci://"+host+"/m:v1"), func(serve http.HandlerFunc) {
+		reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+			serve(w, r)
+			return true
+		})
+	})
 }

@@ -192,8 +192,8 @@ func (s *Source) requestAt(ctx context.Context, u url.URL, ref registry.Referenc
 }
 
 // do sends req, with a login where the registry asks for one. An answer other than 200 or 206 comes back
-// as an error.
-func (s *Source) do(req *http.Request) (*http.Response, error) {
+// as an error; moved says that what is not there may have been, when it was resolved.
+func (s *Source) do(req *http.Request, moved bool) (*http.Response, error) {
 	resp, err := s.client.Do(req)
 	if err != nil {
 		if cause := context.Cause(req.Context()); cause != nil {
@@ -203,7 +203,7 @@ func (s *Source) do(req *http.Request) (*http.Response, error) {
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		resp.Body.Close()
-		return nil, statusError(req.URL, resp)
+		return nil, statusError(req.URL, resp, moved)
 	}
 	if err := web.EncodingError(req.URL, resp); err != nil {
 		resp.Body.Close()

@@ -27,6 +27,7 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if length == 0 { // no Range header can ask for nothing, and not every registry serves an empty blob
 		return http.NoBody, context.Cause(ctx)
 	}
+	moves := at.ValidateReferenceAsDigest() != nil // a layer may have gone with what the tag stood for
 	part := web.Part{Offset: offset, Length: length, Size: f.Size}
 	if body := s.mirrors.Open(ctx, ref.Host, f.Key, part, func(u *url.URL) (io.ReadCloser, error) {
 		there := registry.Reference{Registry: u.Host, Repository: strings.TrimPrefix(u.Path+"/"+at.Repository, "/")}
@@ -34,7 +35,7 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 		if err != nil {
 			return nil, err
 		}
-		return s.blob(req, f, offset, length)
+		return s.blob(req, f, offset, length, moves)
 	}); body != nil {
 		return body, nil
 	}
@@ -42,20 +43,16 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	if err != nil {
 		return nil, err
 	}
-	body, err := s.blob(req, f, offset, length)
-	if err != nil {
-		return nil, blobError(at.ValidateReferenceAsDigest() == nil, err)
-	}
-	return body, nil
+	return s.blob(req, f, offset, length, moves)
 }
 
-// blob sends a request for length bytes of a layer from offset.
-func (s *Source) blob(req *http.Request, f model.File, offset, length int64) (io.ReadCloser, error) {
+// blob sends a request for length bytes of a layer from offset, of a manifest that moves or not.
+func (s *Source) blob(req *http.Request, f model.File, offset, length int64, moves bool) (io.ReadCloser, error) {
 	whole := offset == 0 && length == f.Size
 	if !whole {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
 	}
-	resp, err := s.do(req)
+	resp, err := s.do(req, moves)
 	if err != nil {
 		return nil, err
 	}
@@ -64,14 +61,6 @@ func (s *Source) blob(req *http.Request, f model.File, offset, length int64) (io
 		return nil, err
 	}
 	return resp.Body, nil // net/http holds the server to its Content-Length
-}
-
-// blobError knows that a layer which a tag named may have gone with what the tag stood for.
-func blobError(pinned bool, err error) error {
-	if pinned || model.ReasonOf(err) != "NotFound" {
-		return err
-	}
-	return &model.Error{Reason: "Changed", Text: "a layer is gone since the tag was resolved", Err: err}
 }
 
 // checkAnswer lets only an answer pass that is the very range.

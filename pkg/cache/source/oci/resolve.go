@@ -80,7 +80,7 @@ func (s *Source) document(ctx context.Context, ref model.Ref, at registry.Refere
 	req.Header.Set("Accept", strings.Join([]string{
 		ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, dockerManifest, dockerList,
 	}, ", "))
-	resp, err := s.do(req)
+	resp, err := s.do(req, false)
 	if err != nil {
 		if e, ok := errors.AsType[*model.Error](err); ok && e.Reason == "NotFound" {
 			e.Text = ref.String() + ": " + e.Text
@@ -89,7 +89,7 @@ func (s *Source) document(ctx context.Context, ref model.Ref, at registry.Refere
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return document{}, statusError(req.URL, resp)
+		return document{}, statusError(req.URL, resp, false)
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
 	if cause := context.Cause(ctx); err != nil && cause != nil {

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -43,9 +45,9 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"no ETag":               {sourcetest.Answer(206, "56789", ok), "Changed", false, ""},
 		"precondition failed":   {refuse(412, "PreconditionFailed"), "Changed", false, "changed since it was resolved"},
 		"shrunk":                {refuse(416, "InvalidRange"), "Changed", false, ""},
-		"no such key":           {refuse(404, "NoSuchKey"), "NotFound", true, "NoSuchKey: because"},
-		"no such bucket":        {refuse(404, "NoSuchBucket"), "NotFound", true, "NoSuchBucket"},
-		"404 of a proxy":        {sourcetest.Answer(404, "<html>"), "NotFound", true, ""},
+		"no such key":           {refuse(404, "NoSuchKey"), "Changed", false, "changed since it was resolved: it is gone: 404 Not Found: NoSuchKey: because"},
+		"no such bucket":        {refuse(404, "NoSuchBucket"), "Changed", false, "NoSuchBucket"},
+		"404 of a proxy":        {sourcetest.Answer(404, "<html>"), "Changed", false, ""},
 		"denied":                {refuse(403, "AccessDenied"), "Forbidden", true, "check the credentials"},
 		"wrong key":             {refuse(403, "InvalidAccessKeyId"), "Forbidden", true, ""},
 		"clock":                 {refuse(403, "RequestTimeTooSkewed"), "ClockSkew", false, "clock is off"},
@@ -125,4 +127,22 @@ func TestAnonymousSignsNothing(t *testing.T) {
 	_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
 	require.Equal(t, "NotFound", model.ReasonOf(err))
 	require.ErrorContains(t, err, "NoSuchBucket")
+}
+
+func TestAnObjectThatIsDeletedAfterItWasResolved(t *testing.T) {
+	endpoint, put := store(t)
+	put("llama/m.bin", []byte("weights"), nil)
+	target, err := url.Parse(endpoint)
+	require.NoError(t, err)
+	var st sourcetest.Standin
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	proxy := &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+	}}
+	srv := st.Serve(t, proxy.ServeHTTP)
+	for _, ref := range []string{"s3://models/llama", "s3://models/llama/m.bin"} {
+		sourcetest.Gone(t, newSource(t, srv.URL), sourcetest.Ref(t, ref), st.Answer)
+		st.Lie = nil
+	}
 }

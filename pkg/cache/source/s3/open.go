@@ -45,15 +45,11 @@ func (s *Source) Open(ctx context.Context, ref model.Ref, f model.File, offset, 
 	}
 	out, err := s.client.GetObject(ctx, in)
 	if err != nil {
-		err = s.explain(ctx, ref, "read "+key, err)
+		err = s.explain(ctx, ref, "read "+key, err, true)
 	}
-	switch reason := model.ReasonOf(err); {
-	case in.VersionId == nil:
-	case reason == "Forbidden": // s3:GetObject may be there without s3:GetObjectVersion
+	if in.VersionId != nil && model.ReasonOf(err) == "Forbidden" { // s3:GetObject may be there without s3:GetObjectVersion
 		s.unversioned.Store(ref.Host, true)
 		return s.Open(ctx, ref, f, offset, length)
-	case reason == "NotFound":
-		err = &model.Error{Reason: "Changed", Text: "a version of the object is gone since it was resolved", Err: err}
 	}
 	if err != nil {
 		return nil, err
@@ -87,8 +83,9 @@ func checkAnswer(ref model.Ref, out *s3.GetObjectOutput, f model.File, offset, l
 	return nil
 }
 
-// explain maps an error of the SDK to one that a person can act on; what is what was tried.
-func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err error) error {
+// explain maps an error of the SDK to one that a person can act on; what is what was tried, and known says that the
+// store named it before.
+func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err error, known bool) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return fmt.Errorf("%s: %s: %w", ref, what, cause)
 	}
@@ -107,12 +104,17 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 	code := ""
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		code = api.ErrorCode()
-		err = fmt.Errorf("%s", strings.TrimSuffix(code+": "+api.ErrorMessage(), ": "))
+		err = errors.New(said(status, code, api.ErrorMessage()))
 	} else if !answered || status == 0 {
 		err = model.NetworkError(err)
 	}
 	e := &model.Error{Text: fmt.Sprintf("%s: %s%s", ref, what, s.where()), Err: err}
-	e.Reason, e.Final = classify(code, status)
+	switch e.Reason, e.Final = classify(code, status); {
+	case known && e.Reason == "NotFound":
+		return &model.Error{Reason: "Changed", Text: e.Text + ": changed since it was resolved: it is gone", Err: err}
+	case !known && e.Reason == "Changed": // nothing was asked for that could
+		e.Reason, e.Final = "Refused", true
+	}
 	switch e.Reason {
 	case "Throttled":
 		e.RetryAfter = retryAfter(resp)
@@ -136,6 +138,19 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 		e.Text += ": changed since it was resolved"
 	}
 	return e
+}
+
+// said is an answer for people: an empty one has its status for code and message.
+func said(status int, code, message string) string {
+	why := strings.TrimSuffix(code+": "+message, ": ")
+	switch name := http.StatusText(status); {
+	case name == "":
+		return why
+	case message == name:
+		return fmt.Sprintf("%d %s", status, name)
+	default:
+		return fmt.Sprintf("%d %s: %s", status, name, why)
+	}
 }
 
 // classify turns S3's error code, or the status of an answer without one, into a reason.
@@ -163,7 +178,7 @@ func classify(code string, status int) (reason string, final bool) {
 	switch {
 	case status == 0:
 		return "Unreachable", false
-	case status == http.StatusNotFound:
+	case status == http.StatusNotFound, status == http.StatusGone:
 		return "NotFound", true
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return "Forbidden", true

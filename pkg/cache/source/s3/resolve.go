@@ -37,7 +37,7 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 			Text: fmt.Sprintf("%s: an s3 source has no query: remove what follows the ?", ref)}
 	}
 	if key != "" && !strings.HasSuffix(key, "/") {
-		f, err := s.head(ctx, ref, model.File{Path: path.Base(key), Key: key, Digest: ref.Digest})
+		f, err := s.head(ctx, ref, model.File{Path: path.Base(key), Key: key, Digest: ref.Digest}, false)
 		// 403 is S3's answer for a missing key to who may not list, and 400 for many things, of which an answer to HEAD
 		// does not say which: then the listing says more.
 		reason := model.ReasonOf(err)
@@ -82,7 +82,7 @@ func (s *Source) list(ctx context.Context, l *web.Listing) error {
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return s.explain(ctx, l.Ref, "list "+l.Prefix, err)
+			return s.explain(ctx, l.Ref, "list "+l.Prefix, err, false)
 		}
 		for _, o := range page.Contents {
 			key, size := aws.ToString(o.Key), aws.ToInt64(o.Size)
@@ -111,21 +111,22 @@ func (s *Source) digests(ctx context.Context, ref model.Ref, files []model.File)
 		}
 		g.Go(func() error {
 			var err error
-			files[i], err = s.head(ctx, ref, files[i])
+			files[i], err = s.head(ctx, ref, files[i], true)
 			return err
 		})
 	}
 	return g.Wait()
 }
 
-// head fills in size, version and digest. A digest that f has already must not be contradicted.
-func (s *Source) head(ctx context.Context, ref model.Ref, f model.File) (model.File, error) {
+// head fills in size, version and digest. A digest that f has already must not be contradicted. listed says that a
+// listing named it.
+func (s *Source) head(ctx context.Context, ref model.Ref, f model.File, listed bool) (model.File, error) {
 	f.Key, _, _ = strings.Cut(f.Key, versioned)
 	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{
 		Bucket: aws.String(ref.Host), Key: aws.String(f.Key), ChecksumMode: types.ChecksumModeEnabled,
 	})
 	if err != nil {
-		return f, s.explain(ctx, ref, "ask for "+f.Key, err)
+		return f, s.explain(ctx, ref, "ask for "+f.Key, err, listed)
 	}
 	if out.ContentLength == nil {
 		return f, &model.Error{Reason: "NoSize", Final: true, Text: fmt.Sprintf("%s: object %s: the store does not tell the size", ref, f.Key)}

@@ -268,7 +268,7 @@ func TestAKeyThatMayNotBeReadIsLookedForInTheListing(t *testing.T) {
 	defer srv.Close()
 	_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/x"))
 	require.Equal(t, "Forbidden", model.ReasonOf(err))
-	require.EqualError(t, err, "s3://models/x: list x/ at "+srv.URL+": check the credentials and that they may list and get here: AccessDenied: because")
+	require.EqualError(t, err, "s3://models/x: list x/ at "+srv.URL+": check the credentials and that they may list and get here: 403 Forbidden: AccessDenied: because")
 }
 
 func TestNewSaysWhatIsWrong(t *testing.T) {

@@ -1,6 +1,7 @@
 package sourcetest
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -41,6 +42,26 @@ func Fails(t *testing.T, err error, reason string, final bool, text string) {
 	if reason == "Throttled" {
 		require.Equal(t, 7*time.Second, model.RetryAfter(err))
 	}
+}
+
+// Gone holds a source to what it says of an origin that answers each read of what was resolved from it by a status that
+// means that it is not there any more: to resolve it again helps, and that alone says for good that nothing is there.
+// answer sets what the origin answers from then on.
+func Gone(t *testing.T, s Source, ref model.Ref, answer func(http.HandlerFunc)) {
+	m, err := s.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	f := m.Files[0]
+	for _, status := range []int{http.StatusNotFound, http.StatusGone} {
+		answer(Answer(status, ""))
+		for _, r := range [][2]int64{{0, f.Size}, {1, 2}} {
+			_, err := s.Open(t.Context(), ref, f, r[0], r[1])
+			Fails(t, err, "Changed", false, fmt.Sprintf("%d %s", status, http.StatusText(status)))
+			require.ErrorContains(t, err, "changed since it was resolved: it is gone")
+		}
+	}
+	answer(Answer(http.StatusNotFound, ""))
+	_, err = s.Resolve(t.Context(), ref)
+	Fails(t, err, "NotFound", true, "")
 }
 
 // Secret is a file with content.
@@ -100,6 +121,14 @@ func (s *Standin) Serve(t *testing.T, serve http.HandlerFunc) *httptest.Server {
 	}))
 	t.Cleanup(srv.Close)
 	return srv
+}
+
+// Answer has serve answer all requests in their place.
+func (s *Standin) Answer(serve http.HandlerFunc) {
+	s.Lie = func(w http.ResponseWriter, r *http.Request) bool {
+		serve(w, r)
+		return true
+	}
 }
 
 // Asked is what they were asked.

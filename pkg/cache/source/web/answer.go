@@ -112,6 +112,23 @@ func Changed(u *url.URL, how string) error {
 	return &model.Error{Reason: "Changed", Text: fmt.Sprintf("%s: changed since it was resolved (%s)", Bare(u), how)}
 }
 
+// Stale says what status means to a read of what was resolved: that it is gone or another now, which Resolve will say more
+// of. It is nil where status does not say so. text is what was tried.
+func Stale(text string, status int) error {
+	how := ""
+	switch status {
+	case http.StatusNotFound, http.StatusGone:
+		how = "it is gone"
+	case http.StatusPreconditionFailed:
+		how = "it is another version"
+	case http.StatusRequestedRangeNotSatisfiable:
+		how = "it is shorter than it was"
+	default:
+		return nil
+	}
+	return &model.Error{Reason: "Changed", Text: text + ": changed since it was resolved: " + how}
+}
+
 // EncodingError refuses compression that was not asked for: its bytes are not those of the file.
 func EncodingError(u *url.URL, resp *http.Response) error {
 	enc := resp.Header.Get("Content-Encoding")
