@@ -29,7 +29,7 @@ func (c *Cache) Explain(name string) (model.Explanation, error) {
 	x.Free = max(0, min(c.limit-used-reserved, disk.free.bytes-disk.keep.bytes))
 	x.KeptFree, x.KeptFreeWhy = disk.keep.bytes, disk.why.bytes
 	if j := e.job; j != nil {
-		x.Needed, x.Admitted = j.fetch-j.got.Load(), j.admitted
+		x.Needed, x.Admitted = j.fetch+j.again-j.got.Load(), j.admitted
 	}
 	c.mu.Unlock()
 	victims, evictable := c.evictable(e)

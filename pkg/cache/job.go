@@ -32,6 +32,7 @@ type job struct {
 	have  int64        // bytes that were here as blobs
 	got   atomic.Int64 // of fetch, bytes that are here
 	spare int64        // bytes that are reserved to unpack an archive into; guarded by Cache.mu
+	again int64        // bytes that shed took away, to be fetched beside fetch once there is room for them; guarded by Cache.mu
 
 	// Of what unpack made: see record.
 	origin   []model.File

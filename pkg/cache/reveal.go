@@ -278,13 +278,39 @@ func (c *Cache) Verify(ctx context.Context, name string) (damaged []string, err 
 	return damaged, c.condemn(ctx, bad)
 }
 
-// condemn withdraws whatever holds one of the digests.
+// condemn withdraws whatever holds one of the digests. Downloads go on without it.
 func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 	holds := func(files []model.File) bool {
 		return slices.ContainsFunc(files, func(f model.File) bool { return bad[f.Digest] })
 	}
+	c.links.Lock() // no download is being laid out
 	c.mu.Lock()
 	var shown, partial []*entry
+	for _, e := range c.models {
+		if e.job != nil && e.job.damaged(bad) {
+			partial = append(partial, e)
+		}
+	}
+	for d := range bad {
+		c.dropBlob(d) // nothing links it from here on
+	}
+	c.mu.Unlock()
+	c.links.Unlock()
+	var errs []error
+	for _, e := range partial {
+		letGo, err := c.halt(ctx, e)
+		if err != nil {
+			return err
+		}
+		if err := c.shed(e, bad); err != nil {
+			errs = append(errs, err, c.dropPartial(e))
+		}
+		letGo()
+	}
+	c.mu.Lock()
+	for d := range bad {
+		c.dropBlob(d) // what was halted may have been faster, and be visible
+	}
 	old := map[*record]*entry{}
 	for _, e := range c.models {
 		for _, r := range e.old {
@@ -295,29 +321,8 @@ func (c *Cache) condemn(ctx context.Context, bad map[model.Digest]bool) error {
 		if e.visible != nil && holds(e.visible.Files) {
 			shown = append(shown, e)
 		}
-		if e.job != nil && holds(e.job.holds()) {
-			partial = append(partial, e)
-		}
-	}
-	for d := range bad {
-		c.dropBlob(d) // nothing links it from here on
 	}
 	c.mu.Unlock()
-	var errs []error
-	for _, e := range partial {
-		c.mu.Lock()
-		busy := e.busy
-		e.restart()
-		c.mu.Unlock()
-		if busy != nil {
-			select {
-			case <-busy:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		errs = append(errs, c.dropPartial(e))
-	}
 	for r, e := range old {
 		errs = append(errs, c.dropOld(e, r))
 	}

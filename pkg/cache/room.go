@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/archive"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -23,11 +24,12 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 	c.admit.Lock()
 	defer c.admit.Unlock()
 	spare := j.largestArchive()
-	err := c.makeRoom(ctx, e, j, j.fetch+spare)
+	needs := j.fetch + j.again
+	err := c.makeRoom(ctx, e, j, needs+spare)
 	if model.ReasonOf(err) == "NoSpace" && spare > 0 && j.admitted {
 		// What it had for this before a restart may be gone. It keeps what it has, and asks again file by file.
 		spare = 0
-		err = c.makeRoom(ctx, e, j, j.fetch)
+		err = c.makeRoom(ctx, e, j, needs)
 	}
 	if model.ReasonOf(err) == "NoSpace" {
 		return errors.Join(err, c.dropPartial(e))
@@ -36,7 +38,7 @@ func (c *Cache) reserve(ctx context.Context, e *entry, j *job) error {
 		return err
 	}
 	c.mu.Lock()
-	j.admitted, j.spare = true, spare
+	j.admitted, j.spare, j.fetch, j.again = true, spare, needs, 0
 	if e.reason == "NoSpace" {
 		e.reason, e.message = "", "" // it has it now
 	}
@@ -337,14 +339,14 @@ func (c *Cache) salvage(ctx context.Context, e *entry, r *record) error {
 			return ctx.Err()
 		}
 	}
-	if err := c.dropPartial(e); err != nil {
-		return err
-	}
 	c.mu.Lock()
-	asked, ref := e.asked(), e.ref()
+	asked, ref, j := e.asked(), e.ref(), e.job
 	c.mu.Unlock()
-	if !asked {
-		return nil
+	if asked && j != nil && !j.broken {
+		return nil // an update is on its way, with what it shares with r
+	}
+	if err := c.dropPartial(e); err != nil || !asked {
+		return err
 	}
 	_, err := c.layOut(e, ref, model.Manifest{Revision: r.Revision, Files: r.named(), Hub: r.Hub})
 	return err
@@ -402,6 +404,95 @@ func (c *Cache) unshow(e *entry, r *record, spare func() bool) (aside []string, 
 		return aside, err
 	}
 	return aside, c.disk.Remove(c.at.manifest(e.name))
+}
+
+// halt ends the worker on e and keeps others off it, until it is let go.
+func (c *Cache) halt(ctx context.Context, e *entry) (letGo func(), err error) {
+	for {
+		c.mu.Lock()
+		e.restart()
+		busy := e.busy
+		if busy == nil {
+			e.busy, e.cancel = make(chan struct{}), func() {}
+			c.mu.Unlock()
+			return func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				close(e.busy)
+				e.busy, e.cancel = nil, nil
+				c.changed()
+			}, nil
+		}
+		e.again = true // what it was at is not done
+		c.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// damaged reports whether a slot is, or may be, one of the bad blobs: a link of one, or an archive with one among its
+// members. What the job fetched itself was verified as it came. Cache.mu is held.
+func (s *slot) damaged(bad map[model.Digest]bool) bool {
+	if s.unpacked {
+		return slices.ContainsFunc(contents(s.members), func(m archive.Member) bool { return bad[m.Digest] })
+	}
+	return s.linked && bad[s.sum]
+}
+
+func (j *job) damaged(bad map[model.Digest]bool) bool {
+	return slices.ContainsFunc(j.slots, func(s *slot) bool { return s.damaged(bad) })
+}
+
+// shed takes the bad blobs out of a partial download, to be fetched again; all else in it stays. e was halted.
+func (c *Cache) shed(e *entry, bad map[model.Digest]bool) error {
+	c.links.Lock()
+	defer c.links.Unlock()
+	c.mu.Lock()
+	j := e.job
+	var lost []*slot
+	undone := map[int]model.Digest{}
+	if j != nil {
+		for _, s := range j.slots {
+			if s.damaged(bad) {
+				lost = append(lost, s)
+				undone[s.n] = ""
+			}
+		}
+	}
+	c.mu.Unlock()
+	if len(lost) == 0 {
+		return nil
+	}
+	// First what says that it is there: else a crash later on could have half a file taken for a whole one.
+	err := j.writeBatch(undone)
+	for _, s := range lost {
+		err = errors.Join(err, c.disk.Remove(s.journal()))
+	}
+	for _, s := range lost {
+		err = errors.Join(err, c.disk.Remove(s.path()), c.disk.RemoveTree(s.dir()))
+	}
+	if err = errors.Join(err, c.disk.SyncDir(j.dir)); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	reserved := j.fetch
+	for _, s := range lost {
+		if s.unpacked {
+			reserved -= s.own
+			s.unpacked, s.members, s.own = false, nil, 0
+		}
+		s.linked = false
+		s.reset()
+	}
+	j.count()
+	j.fetch, j.again = reserved, j.fetch-reserved
+	return nil
 }
 
 // dropPartial gives up a partial download and its reservation. No worker is on it, or it is the caller.

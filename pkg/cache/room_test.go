@@ -3,9 +3,11 @@ package cache
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -300,6 +302,227 @@ func TestVerifyFindsAFlippedBit(t *testing.T) {
 		_, err = c.Verify(t.Context(), "nope")
 		require.Equal(t, "NotFound", model.ReasonOf(err))
 	})
+}
+
+// What is left of a damaged model is in a download when more of it turns out to be damaged: the rest stays, and what came.
+func TestDamageThatIsFoundLaterCostsTheDamagedFilesAlone(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		t.Run(map[bool]string{true: "restarted", false: "at once"}[restarted], func(t *testing.T) {
+			bubble(t, func(t *testing.T, root string, o *origin) {
+				const step = 64 << 10
+				first, large, small, sound := noise(1, 5*step), noise(2, 3*step), noise(3, 100), noise(4, 9*step)
+				files := map[string][]byte{"first": first, "large": large, "small": small, "sound": sound}
+				o.put("a", "r1", files)
+				o.put("b", "r1", map[string][]byte{"large": large, "small": small})
+				cfg := config(root)
+				cfg.RangeSize, cfg.Limit = step, int64(len(first)+len(large)+len(small)+len(sound)) // and no more
+				cfg.Limit += int64(len(large) + len(small))                                         // that each of the two fetches
+				c := open(t, cfg, o)
+				specs := []model.Spec{spec("a", "a"), spec("b", "b")}
+				c.Want(specs)
+				stop := run(t, c)
+				ready(t, c, "b")
+				ready(t, c, "a")
+				damage(t, filepath.Join(layout(root).visible("a"), "first"))
+				damage(t, filepath.Join(layout(root).visible("b"), "large"))
+				damage(t, filepath.Join(layout(root).visible("b"), "small"))
+				o.forget()
+				// One range of the first file comes, and then nothing for a while.
+				more := make(chan struct{})
+				o.onOpen = func(n int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+					if n > 1 {
+						select {
+						case <-more:
+						case <-ctx.Done():
+							return nil, ctx.Err(), true
+						}
+					}
+					return nil, nil, false
+				}
+				before := c.Get().Fetched
+				require.NoError(t, c.condemn(t.Context(), map[model.Digest]bool{digest(first): true}))
+				wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Pulling && s.Done == s.Size-4*step })
+				damaged, err := c.Verify(t.Context(), "b")
+				require.NoError(t, err)
+				require.Equal(t, []string{"large", "small"}, damaged)
+				s := wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Pulling })
+				require.Equal(t, s.Size-int64(4*step+len(large)+len(small)), s.Done)
+				wait(t, c, "a", func(*model.Status) bool { return c.Get().Used+c.Get().Reserved == cfg.Limit }) // for all that is to come
+				synctest.Wait()
+				if restarted { // and nothing of it is taken for more than it is
+					before -= c.Get().Fetched
+					stop()
+					c = open(t, cfg, o)
+					c.Want(specs)
+					stop = run(t, c)
+				}
+				close(more)
+				ready(t, c, "a")
+				ready(t, c, "b")
+				holds(t, root, "a", files)
+				holds(t, root, "b", o.content["b"])
+				require.EqualValues(t, len(first)+2*(len(large)+len(small)), c.Get().Fetched-before)
+				require.Empty(t, c.Get().Failures)
+				stop()
+				tidy(t, root, files, o.content["b"])
+			})
+		})
+	}
+}
+
+// Whatever step fails, or is the last, when damage goes out of a download: half a file is never taken for a whole one.
+func TestDamageThatGoesOutIsCrashSafe(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		for i, over := int64(1), false; !over; i++ {
+			t.Run(fmt.Sprintf("alone=%t/%d", alone, i), func(t *testing.T) {
+				bubble(t, func(t *testing.T, root string, o *origin) {
+					files := map[string][]byte{"first": noise(1, 1000), "large": noise(2, 100_000), "small": noise(3, 100), "sound": noise(4, 100_000)}
+					o.put("a", "r1", files)
+					f := &fault{at: i, alone: alone, hit: make(chan struct{})}
+					var armed atomic.Bool
+					cfg := config(root)
+					cfg.disk.Fault = func(op, path string) error {
+						if armed.Load() {
+							return f.step(op, path)
+						}
+						return nil
+					}
+					c := open(t, cfg, o)
+					c.Want([]model.Spec{spec("a", "a")})
+					stop := run(t, c)
+					ready(t, c, "a")
+					for _, name := range []string{"first", "large", "small"} {
+						damage(t, filepath.Join(layout(root).visible("a"), name))
+					}
+					damaged := tree(t, layout(root).visible("a"))
+					o.onOpen = func(_ int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+						<-ctx.Done()
+						return nil, ctx.Err(), true
+					}
+					require.NoError(t, c.condemn(t.Context(), map[model.Digest]bool{digest(files["first"]): true}))
+					wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Pulling })
+					synctest.Wait()
+					armed.Store(true)
+					err := c.condemn(t.Context(), map[model.Digest]bool{digest(files["large"]): true, digest(files["small"]): true})
+					synctest.Wait() // the download goes on, and waits for its origin
+					stop()
+					over = f.n.Load() < i
+					o.forget()
+					c = open(t, config(root), o)
+					c.Want([]model.Spec{spec("a", "a")})
+					stop = run(t, c)
+					ready(t, c, "a")
+					if err == nil {
+						holds(t, root, "a", files)
+					}
+					for name, got := range tree(t, layout(root).visible("a")) { // at worst it is as it was found
+						require.True(t, bytes.Equal(got, files[name]) || bytes.Equal(got, damaged[name]), name)
+					}
+					stop()
+				})
+			})
+			if t.Failed() {
+				return
+			}
+			if over {
+				require.Greater(t, i, int64(10), "there are fewer steps than there were")
+			}
+		}
+	}
+}
+
+// An archive is fetched again for one member of it; the others of the model stay.
+func TestADamagedMemberCostsItsArchiveAlone(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		members := map[string][]byte{"one": noise(1, 300_000), "two": noise(2, 200_000), "three": noise(3, 100_000)}
+		var archives [][]byte
+		var size int
+		for _, name := range []string{"one", "two", "three"} {
+			archives = append(archives, tarball(t, "", false, map[string][]byte{name: members[name]}))
+		}
+		o.layered("a", "r1", model.Directory, nil, archives...)
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		more := make(chan struct{})
+		o.onOpen = func(_ int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			select {
+			case <-more:
+				return nil, nil, false
+			case <-ctx.Done():
+				return nil, ctx.Err(), true
+			}
+		}
+		before := c.Get().Fetched
+		for i, name := range []string{"one", "two"} {
+			require.NoError(t, c.condemn(t.Context(), map[model.Digest]bool{digest(members[name]): true}))
+			size += len(archives[i])
+			wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Pulling && c.Get().Reserved >= int64(size) })
+			synctest.Wait()
+		}
+		close(more)
+		ready(t, c, "a")
+		holds(t, root, "a", members)
+		require.EqualValues(t, size, c.Get().Fetched-before)
+		require.EqualValues(t, 600_000, c.Get().Used)
+		require.Zero(t, c.Get().Reserved)
+		stop()
+		tidy(t, root, members)
+	})
+}
+
+// An update has what it shares with a revision that turns out to be damaged, and goes on.
+func TestDamageLeavesAnUpdateWhatCame(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		bad, shared, fresh := noise(1, mega), noise(2, mega), noise(3, mega)
+		o.put("a", "r1", map[string][]byte{"bad": bad, "shared": shared})
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		o.forget()
+		more := make(chan struct{})
+		o.onOpen = func(n int, ctx context.Context, _ model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			if n <= 8 {
+				return nil, nil, false
+			}
+			select {
+			case <-more:
+				return nil, nil, false
+			case <-ctx.Done():
+				return nil, ctx.Err(), true
+			}
+		}
+		files := map[string][]byte{"fresh": fresh, "shared": shared}
+		o.put("a", "r2", files)
+		before := c.Get().Fetched
+		asked, err := c.Pull(t.Context(), spec("a", "a"))
+		require.NoError(t, err)
+		wait(t, c, "a", func(s *model.Status) bool { return s.Update != nil && s.Update.Done == mega+8*64<<10 })
+		require.NoError(t, c.condemn(t.Context(), map[model.Digest]bool{digest(bad): true}))
+		close(more)
+		wait(t, c, "a", func(s *model.Status) bool { return s.State == model.Ready && s.Answered == asked })
+		holds(t, root, "a", files)
+		require.EqualValues(t, mega, c.Get().Fetched-before)
+		stop()
+		tidy(t, root, files)
+	})
+}
+
+// damage flips a bit in the middle of a file.
+func damage(t *testing.T, path string) {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	require.NoError(t, err)
+	content[len(content)/2] ^= 1
+	require.NoError(t, os.Chmod(path, 0o600))
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.Write(content)
+	require.NoError(t, err)
+	require.NoError(t, f.Chmod(0o444))
+	require.NoError(t, f.Close())
 }
 
 func TestOpenRefusesWhatItCannotKeep(t *testing.T) {
