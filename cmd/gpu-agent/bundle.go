@@ -145,7 +145,7 @@ func modelsExport() *cobra.Command {
 				return usageError{errors.New("gpu-agent models export: want -o FILE, or -o - for the standard output")}
 			}
 			if to != "-" {
-				n, err := intoFile(to, func(w io.Writer) error { return socket.client().export(cmd.Context(), args, w) })
+				n, err := intoFile(to, cmd.ErrOrStderr(), func(w io.Writer) error { return socket.client().export(cmd.Context(), args, w) })
 				if err != nil {
 					return err
 				}
@@ -163,15 +163,27 @@ func modelsExport() *cobra.Command {
 	return cmd
 }
 
-// intoFile writes path as a whole: it is there, durably, once all is written, and otherwise as it was.
-func intoFile(path string, write func(io.Writer) error) (n int64, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), durable.TempPrefix)
+// exportPrefix begins the name of a bundle that is not whole yet.
+const exportPrefix = ".gpu-agent-export-"
+
+// intoFile writes path as a whole: it is there, durably, once all is written, and otherwise as it was. First it removes
+// what others that were killed left beside it.
+func intoFile(path string, log io.Writer, write func(io.Writer) error) (n int64, err error) {
+	dir := filepath.Dir(path)
+	left, err := durable.SweepUnheld(dir, exportPrefix)
+	for _, f := range left {
+		fmt.Fprintf(log, "removed %s, %s that an export left when it was killed\n", filepath.Join(dir, f.Name()), model.FormatBytes(f.Size()))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // of the directory: that is said below
+		fmt.Fprintf(log, "what a killed export may have left in %s stays: %v\n", dir, err)
+	}
+	f, err := durable.CreateHeld(dir, exportPrefix)
 	if err != nil {
 		return 0, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+			err = errors.Join(err, os.Remove(f.Name()), f.Close()) // while it is held
 		}
 	}()
 	if err := write(f); err != nil {
@@ -187,7 +199,7 @@ func intoFile(path string, write func(io.Writer) error) (n int64, err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return 0, err
 	}
-	return info.Size(), errors.Join(f.Close(), durable.Disk{}.SyncDir(filepath.Dir(path)))
+	return info.Size(), errors.Join(f.Close(), durable.Disk{}.SyncDir(dir))
 }
 
 func (c *client) export(ctx context.Context, models []string, w io.Writer) error {

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -42,7 +43,7 @@ func TestAnExportThatIsCutOffLeavesTheFileAsItWas(t *testing.T) {
 			out := t.TempDir()
 			file := filepath.Join(out, "models.tar")
 			require.NoError(t, os.WriteFile(file, []byte("old"), 0o644))
-			_, err = intoFile(file, func(w io.Writer) error {
+			_, err = intoFile(file, t.Output(), func(w io.Writer) error {
 				return (&socketFlag{path: socket}).client().export(t.Context(), []string{"m"}, w)
 			})
 			want := "old"
@@ -60,4 +61,25 @@ func TestAnExportThatIsCutOffLeavesTheFileAsItWas(t *testing.T) {
 			require.Len(t, left, 1, "no part of it stays behind")
 		})
 	}
+}
+
+func TestAnExportRemovesWhatAKilledOneLeft(t *testing.T) {
+	dir := t.TempDir()
+	killed := filepath.Join(dir, exportPrefix+"1")
+	require.NoError(t, os.WriteFile(killed, make([]byte, 2048), 0o600))
+	var log strings.Builder
+	_, err := intoFile(filepath.Join(dir, "one.tar"), &log, func(io.Writer) error {
+		require.Equal(t, "removed "+killed+", 2.0 KiB that an export left when it was killed\n", log.String())
+		log.Reset()
+		// Another one at the same time leaves this one alone.
+		_, err := intoFile(filepath.Join(dir, "two.tar"), &log, func(io.Writer) error { return nil })
+		return err
+	})
+	require.NoError(t, err)
+	require.Empty(t, log.String())
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, left, 2)
+	require.Equal(t, "one.tar", left[0].Name())
+	require.Equal(t, "two.tar", left[1].Name())
 }
