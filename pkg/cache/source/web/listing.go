@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	objectsLimit = 100_000 // in one model; more is a prefix that was named too short
-	leastPage    = 100     // objects that a page counts for at least: pages without any could go on for ever
+	// objectsLimit is for one model, of 100,000 files as from other sources, a SHA256SUMS and marks of directories; more is a
+	// prefix that was named too short.
+	objectsLimit = 101_000
+	leastPage    = 100 // objects that a page counts for at least: pages without any could go on for ever
 )
 
 // Listing is what an object store lists under a prefix, on its way to the files of a model.

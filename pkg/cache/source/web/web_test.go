@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 func TestAProxyIsForAllButThisMachineAndWhatIsExempt(t *testing.T) {
@@ -53,4 +54,16 @@ func TestARequestGoesThroughTheProxy(t *testing.T) {
 	require.NoError(t, err)
 	resp.Body.Close()
 	require.Equal(t, "http://models.invalid/a", <-asked)
+}
+
+func TestAListingHasRoomForAsManyFilesAsAModelMayHave(t *testing.T) {
+	var l web.Listing
+	for range 100 {
+		require.NoError(t, l.Page(1000))
+	}
+	require.NoError(t, l.Page(1), "and for their SHA256SUMS")
+	for range 9 {
+		require.NoError(t, l.Page(100))
+	}
+	require.Equal(t, "TooManyFiles", model.ReasonOf(l.Page(1)))
 }
