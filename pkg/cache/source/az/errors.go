@@ -50,9 +50,10 @@ func statusError(at string, resp *http.Response, read bool) error {
 		e.Reason = "Unavailable"
 	case code >= 400:
 		e.Reason, e.Final = "Refused", true
+		e.Text += web.Unexpected(resp)
 	default:
 		e.Reason = "WrongAnswer"
-		e.Text += ": check the endpoint and what stands between"
+		e.Text += web.Unexpected(resp)
 	}
 	return e
 }

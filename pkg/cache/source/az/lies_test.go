@@ -302,3 +302,12 @@ func TestABlobThatIsDeletedAfterItWasResolved(t *testing.T) {
 		sourcetest.Gone(t, newSource(t, az.Config{Endpoint: endpoint, Anonymous: true}), sourcetest.Ref(t, ref), func(serve http.HandlerFunc) { st.before = serve })
 	}
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	st, endpoint := newStore(t)
+	credentials := sourcetest.Secret(t, "AccountName=acct;SharedAccessSignature=sv=2021&sig=SECRET")
+	for _, ref := range []string{"az://acct/models/llama", "az://acct/models/llama/"} {
+		sourcetest.Unexpected(t, newSource(t, az.Config{Endpoint: endpoint, CredentialsFile: credentials}), sourcetest.Ref(t, ref), strings.TrimPrefix(endpoint, "http://"),
+			func(serve http.HandlerFunc) { st.before = serve })
+	}
+}

@@ -251,3 +251,11 @@ func TestAnObjectThatIsDeletedAfterItWasResolved(t *testing.T) {
 		sourcetest.Gone(t, newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}), sourcetest.Ref(t, ref), func(serve http.HandlerFunc) { st.before = serve })
 	}
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	st, endpoint := newStore(t)
+	for _, ref := range []string{"gs://models/llama", "gs://models/llama/"} {
+		sourcetest.Unexpected(t, newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}), sourcetest.Ref(t, ref), strings.TrimPrefix(endpoint, "http://"),
+			func(serve http.HandlerFunc) { st.before = serve })
+	}
+}

@@ -283,3 +283,8 @@ func TestARepositoryThatIsDeletedAfterItWasResolved(t *testing.T) {
 	h.put("org/m", "main", map[string][]byte{"config.json": []byte("{}   ")})
 	sourcetest.Gone(t, newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m"), h.Answer)
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	h := newHub(t)
+	sourcetest.Unexpected(t, newSource(t, hf.Config{Endpoint: h.URL}), sourcetest.Ref(t, "hf://org/m"), h.Listener.Addr().String(), h.Answer)
+}

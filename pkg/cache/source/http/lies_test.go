@@ -262,3 +262,11 @@ func TestAFileThatIsDeletedAfterItWasResolved(t *testing.T) {
 	})
 	sourcetest.Gone(t, newSource(t, http.Config{}), sourcetest.Ref(t, srv.URL+"/m.bin?sig=SECRET"), st.Answer)
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	var st sourcetest.Standin
+	srv := st.Serve(t, nethttp.NotFound)
+	for _, path := range []string{"/m.bin?sig=SECRET", "/m/?sig=SECRET"} {
+		sourcetest.Unexpected(t, newSource(t, http.Config{}), sourcetest.Ref(t, srv.URL+path), srv.Listener.Addr().String(), st.Answer)
+	}
+}

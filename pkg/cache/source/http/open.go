@@ -134,8 +134,10 @@ func statusError(u *url.URL, resp *http.Response) error {
 		e.Reason = "Unavailable"
 	case code >= 400:
 		e.Reason, e.Final = "Refused", true
+		e.Text += ": not an answer to expect there: check the address and what stands between"
 	default:
 		e.Reason = "WrongAnswer"
+		e.Text += ": not an answer to expect there: check the address and what stands between"
 	}
 	return e
 }

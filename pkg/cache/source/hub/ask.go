@@ -143,8 +143,11 @@ func (c *Client) refusal(subject string, resp *http.Response) error {
 		what = "not the answer of a hub: check the endpoint"
 	}
 	e.Text = fmt.Sprintf("%s: %s", subject, web.StatusText(resp))
-	if what != "" {
+	switch {
+	case what != "":
 		e.Text += ": " + what
+	case e.Reason == "Refused":
+		e.Text += web.Unexpected(resp)
 	}
 	return e
 }

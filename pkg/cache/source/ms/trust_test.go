@@ -201,3 +201,8 @@ func TestARepositoryThatIsDeletedAfterItWasResolved(t *testing.T) {
 	h.put("org/m", "master", map[string][]byte{"config.json": []byte("{}   ")})
 	sourcetest.Gone(t, newSource(t, ms.Config{Endpoint: h.URL}), sourcetest.Ref(t, "ms://org/m"), h.Answer)
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	h := newHub(t)
+	sourcetest.Unexpected(t, newSource(t, ms.Config{Endpoint: h.URL}), sourcetest.Ref(t, "ms://org/m"), h.Listener.Addr().String(), h.Answer)
+}

@@ -135,3 +135,13 @@ func TestALayerThatIsDeletedAfterItWasResolved(t *testing.T) {
 		})
 	})
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	reg, host := newRegistry(t)
+	sourcetest.Unexpected(t, newSource(t, oci.Config{}), sourcetest.Ref(t, "oci://"+host+"/m:v1"), host, func(serve http.HandlerFunc) {
+		reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+			serve(w, r)
+			return true
+		})
+	})
+}

@@ -146,3 +146,11 @@ func TestAnObjectThatIsDeletedAfterItWasResolved(t *testing.T) {
 		st.Lie = nil
 	}
 }
+
+func TestAnAnswerThatIsNone(t *testing.T) {
+	var st sourcetest.Standin
+	srv := st.Serve(t, http.NotFound)
+	for _, ref := range []string{"s3://models/llama", "s3://models/llama/"} {
+		sourcetest.Unexpected(t, newSource(t, srv.URL), sourcetest.Ref(t, ref), srv.Listener.Addr().String(), st.Answer)
+	}
+}

@@ -136,6 +136,10 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 		e.Text += ": this node's clock is off: correct it"
 	case "Changed":
 		e.Text += ": changed since it was resolved"
+	case "Refused", "WrongAnswer":
+		if resp != nil && resp.Response != nil && resp.Response.Response != nil && resp.Response.Request != nil {
+			e.Text += web.Unexpected(resp.Response.Response)
+		}
 	}
 	return e
 }

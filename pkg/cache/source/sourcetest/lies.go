@@ -64,6 +64,20 @@ func Gone(t *testing.T, s Source, ref model.Ref, answer func(http.HandlerFunc)) 
 	Fails(t, err, "NotFound", true, "")
 }
 
+// Unexpected holds a source to what it says of a status that is no answer to the question what a model's files are: which,
+// from where, and what to do. It is none of a file that has changed. at is the origin's host and port.
+func Unexpected(t *testing.T, s Source, ref model.Ref, at string, answer func(http.HandlerFunc)) {
+	for _, status := range []int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusConflict,
+		http.StatusPreconditionFailed, http.StatusRequestedRangeNotSatisfiable, http.StatusTeapot} {
+		answer(Answer(status, ""))
+		_, err := s.Resolve(t.Context(), ref)
+		Fails(t, err, "Refused", true, fmt.Sprintf("%d %s", status, http.StatusText(status)))
+		require.ErrorContains(t, err, "http://"+at+"/")
+		require.ErrorContains(t, err, "check the ")
+		require.NotContains(t, err.Error(), "changed")
+	}
+}
+
 // Secret is a file with content.
 func Secret(t *testing.T, content string) string {
 	name := filepath.Join(t.TempDir(), "file")

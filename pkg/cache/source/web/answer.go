@@ -129,6 +129,11 @@ func Stale(text string, status int) error {
 	return &model.Error{Reason: "Changed", Text: text + ": changed since it was resolved: " + how}
 }
 
+// Unexpected is the end of an error's text for a status that nothing explains: which address gave it, and what to do.
+func Unexpected(resp *http.Response) string {
+	return ": not an answer to expect of " + Bare(resp.Request.URL) + ": check the endpoint and what stands between"
+}
+
 // EncodingError refuses compression that was not asked for: its bytes are not those of the file.
 func EncodingError(u *url.URL, resp *http.Response) error {
 	enc := resp.Header.Get("Content-Encoding")
