@@ -185,6 +185,7 @@ func TestPrioritiesOrderEvictions(t *testing.T) {
 		stop := run(t, c)
 		ready(t, c, "low")
 		ready(t, c, "mid")
+		synctest.Wait() // a model does not go while the worker on it has not ended
 
 		// The config's higher one takes the room of its lowest, which then waits: it never takes it back.
 		all := []model.Spec{ranked("low", 1), mid, ranked("high", 9)}

@@ -262,9 +262,9 @@ func (c *Cache) evict(ctx context.Context, v victim, sake *entry) error {
 		c.mu.Unlock()
 		return err
 	}
-	r := c.begin(e)
+	r, last := c.begin(e), e.lastUse()
 	c.mu.Unlock()
-	c.log.Info("evicting a model", "model", e.name, "lastUse", e.lastUse())
+	c.log.Info("evicting a model", "model", e.name, "lastUse", last)
 	// A pod may have come while its label was taken back.
 	err = c.takeAway(ctx, e, r, func() bool { return e.called || len(e.pods) > 0 || c.blind != "" })
 	c.mu.Lock()
