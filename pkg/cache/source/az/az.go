@@ -54,44 +54,25 @@ type Source struct {
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	s, err := newSource(c)
-	if err != nil {
-		return nil, fmt.Errorf("az source: %w", err)
-	}
-	return s, nil
-}
-
-// placeholder stands in a host, where braces cannot.
-const placeholder = "account.invalid."
-
-func newSource(c Config) (*Source, error) {
 	if c.Endpoint == "" {
 		c.Endpoint = defaultEndpoint
 	}
-	u, err := url.Parse(strings.Replace(c.Endpoint, "://{account}.", "://"+placeholder, 1))
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") ||
-		u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-		return nil, fmt.Errorf("endpoint: want http(s)://host[:port], or https://{account}.host, and nothing more")
+	var faults web.Faults
+	u := faults.Endpoint(strings.Replace(c.Endpoint, "://{account}.", "://"+placeholder, 1), "http(s)://host[:port], or https://{account}.host,")
+	switch {
+	case u == nil, c.Anonymous:
+	case u.Scheme == "http" && !web.Loopback(u.Hostname()):
+		faults.Wrong("endpoint", "%s: credentials are not sent over plain http: use https, or say that the containers are anonymous", c.Endpoint)
+	case c.CredentialsFile == "" && !azures(u.Hostname()):
+		faults.Wrong("endpoint", "%s: the node's own token goes to Azure alone: name a credentials file, or say that the containers are anonymous", c.Endpoint)
 	}
 	switch {
-	case c.Anonymous && c.CredentialsFile != "":
-		return nil, fmt.Errorf("credentials file %s: not used when anonymous: remove one of the two", c.CredentialsFile)
-	case u.Scheme == "http" && !c.Anonymous && !web.Loopback(u.Hostname()):
-		return nil, fmt.Errorf("endpoint %s: credentials are not sent over plain http: use https, or say that the containers are anonymous", c.Endpoint)
-	case !c.Anonymous && c.CredentialsFile == "" && !azures(u.Hostname()):
-		return nil, fmt.Errorf("endpoint %s: the node's own token goes to Azure alone: name a credentials file, or say that the containers are anonymous", c.Endpoint)
-	case c.CredentialsFile != "":
-		if _, err := readCredentials(c.CredentialsFile); err != nil {
-			return nil, err
-		}
-	}
-	trust, err := web.Roots(c.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return nil, err
+	case c.CredentialsFile == "":
+	case c.Anonymous:
+		faults.Wrong("credentialsFile", "%s is not used when anonymous: remove one of the two", c.CredentialsFile)
+	default:
+		_, err := readCredentials(c.CredentialsFile)
+		faults.File("credentialsFile", err)
 	}
 	if c.Streams <= 0 {
 		c.Streams = 64
@@ -100,11 +81,14 @@ func newSource(c Config) (*Source, error) {
 		c.UserAgent = "gpu-agent"
 	}
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // credentials stay here
-	s := &Source{endpoint: u, userAgent: c.UserAgent, anonymous: c.Anonymous, file: c.CredentialsFile,
-		client: &http.Client{Transport: web.Transport(trust, proxy, c.Streams), CheckRedirect: stay}}
-	if s.mirrors, err = web.NewObjectMirrors(c.Mirrors, s.client.Transport, c.UserAgent); err != nil {
+	transport := faults.Transport(c.CAFile, c.Proxy, c.Streams)
+	mirrors, wrong := web.NewObjectMirrors(c.Mirrors, transport, c.UserAgent)
+	faults = append(faults, wrong...)
+	if err := faults.Of("az"); err != nil {
 		return nil, err
 	}
+	s := &Source{endpoint: u, userAgent: c.UserAgent, anonymous: c.Anonymous, file: c.CredentialsFile, mirrors: mirrors,
+		client: &http.Client{Transport: transport, CheckRedirect: stay}}
 	if !c.Anonymous && c.CredentialsFile == "" {
 		local := web.Transport(nil, nil, 1) // the node's metadata service is no proxy's business
 		s.identity = &identity{
@@ -114,6 +98,9 @@ func newSource(c Config) (*Source, error) {
 	}
 	return s, nil
 }
+
+// placeholder stands in a host, where braces cannot.
+const placeholder = "account.invalid."
 
 // azures says whether a host is of Microsoft's clouds.
 func azures(host string) bool {
@@ -144,6 +131,12 @@ type place struct {
 	account   string
 	container string
 	name      string // of the blob, or a prefix
+}
+
+// Check says why ref can never be read, whatever the account has.
+func Check(ref model.Ref) error {
+	_, err := parse(ref)
+	return err
 }
 
 func parse(ref model.Ref) (place, error) {

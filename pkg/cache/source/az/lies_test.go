@@ -78,13 +78,13 @@ func TestCredentialsThatCannotBeUsed(t *testing.T) {
 		"plain http":            {az.Config{Endpoint: "http://h", CredentialsFile: "x"}, "not sent over plain http"},
 		"the node's, elsewhere": {az.Config{Endpoint: "https://minio.example"}, "goes to Azure alone"},
 		"alike in name":         {az.Config{Endpoint: "https://{account}.blob.core.windows.net.evil.example"}, "goes to Azure alone"},
-		"no file":               {az.Config{CredentialsFile: "/nowhere"}, "credentials file"},
+		"no file":               {az.Config{CredentialsFile: "/nowhere"}, "credentialsFile: credentials file: open /nowhere"},
 		"both":                  {az.Config{Anonymous: true, CredentialsFile: "/nowhere"}, "remove one of the two"},
 		"not a string of it":    {az.Config{CredentialsFile: sourcetest.Secret(t, "sEcReT")}, "want one connection string"},
 		"no account":            {az.Config{CredentialsFile: sourcetest.Secret(t, "AccountKey=c0VjUmVU")}, "want one connection string"},
 		"a key that is none":    {az.Config{CredentialsFile: sourcetest.Secret(t, "AccountName=acct;AccountKey=sEcReT!")}, "want one connection string"},
 		"a key and a signature": {az.Config{CredentialsFile: sourcetest.Secret(t, "AccountName=acct;AccountKey=c0VjUmVU;SharedAccessSignature=sig=x")}, "want one connection string"},
-		"no CA":                 {az.Config{CAFile: "/nowhere"}, "CA file"},
+		"no CA":                 {az.Config{CAFile: "/nowhere"}, "caFile: open /nowhere"},
 	} {
 		_, err := az.New(c.config)
 		require.ErrorContains(t, err, c.want, name)
@@ -94,6 +94,30 @@ func TestCredentialsThatCannotBeUsed(t *testing.T) {
 		{CredentialsFile: sourcetest.Secret(t, "BlobEndpoint=https://acct.blob.core.windows.net/;SharedAccessSignature=sv=x&sig=y")}} {
 		newSource(t, good)
 	}
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	_, err := az.New(az.Config{Endpoint: "h", Anonymous: true, CredentialsFile: "x", CAFile: "/nowhere", Proxy: "p", Mirrors: []string{"https://m", "m"}})
+	require.Equal(t, []string{
+		"setting endpoint: want http(s)://host[:port], or https://{account}.host, and nothing more",
+		"setting credentialsFile: x is not used when anonymous: remove one of the two",
+		"machine caFile: open /nowhere: no such file or directory",
+		"setting proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY",
+		"setting mirrors[1]: want http(s)://host[:port] without credentials, such as https://mirror.example",
+	}, sourcetest.Faults(t, err))
+	file := sourcetest.Secret(t, "x")
+	_, err = az.New(az.Config{CredentialsFile: file})
+	require.Equal(t, []string{"content credentialsFile: credentials file " + file +
+		`: want one connection string with AccountName or BlobEndpoint, and AccountKey or SharedAccessSignature, joined by ";"`}, sourcetest.Faults(t, err))
+}
+
+func TestReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	sourcetest.Refused(t, az.Check, map[string]string{
+		"az://acct/models": "", "az://acct/models/m/": "", "az://ACCT_/models": "BadSource az://ACCT_/models: want az://account/container/prefix",
+		"az://acct": "want az://account/container/prefix", "az://acct/models/m?sig=x": "and no ?",
+	})
 }
 
 func TestASignatureGoesToItsAccountAlone(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -35,29 +36,66 @@ type Source struct{ roots []string }
 
 // New checks the configuration. The directories may be mounted later.
 func New(c Config) (*Source, error) {
+	var faults web.Faults
+	for i, r := range c.Roots {
+		if !filepath.IsAbs(r) || filepath.Clean(r) == "/" {
+			faults.Wrong(fmt.Sprintf("roots[%d]", i), "want an absolute directory other than /, such as /mnt/models, got %q", r)
+		}
+	}
+	if err := faults.Of("file"); err != nil {
+		return nil, err
+	}
+	return newSource(c), nil
+}
+
+func newSource(c Config) *Source {
 	s := &Source{}
 	for _, r := range c.Roots {
-		if clean := filepath.Clean(r); !filepath.IsAbs(r) || clean == "/" {
-			return nil, fmt.Errorf("file source: root %q: want an absolute directory other than /", r)
-		}
 		s.roots = append(s.roots, filepath.Clean(r))
 	}
-	return s, nil
+	return s
+}
+
+// Check says why ref can never be read with this configuration, whatever is there.
+func Check(c Config, ref model.Ref) error {
+	p, err := pathOf(ref)
+	if err == nil {
+		_, _, err = newSource(c).under(p)
+	}
+	return err
+}
+
+// pathOf is the absolute path that ref names.
+func pathOf(ref model.Ref) (string, error) {
+	p, err := url.PathUnescape(ref.Path)
+	p = strings.TrimRight(p, "/")
+	if err != nil || ref.Query != "" || ref.Host != "" || path.Clean(p) != p || !path.IsAbs(p) {
+		return "", &model.Error{Reason: "BadSource", Final: true,
+			Text: fmt.Sprintf("%s: want file:///absolute/path, without .. and without a query", ref)}
+	}
+	return p, nil
 }
 
 // open is the configured directory that holds the absolute path p, and p's name within it. The caller
 // closes it. Nothing that is opened through it can be outside of it.
 func (s *Source) open(p string) (*os.Root, string, error) {
+	dir, rel, err := s.under(p)
+	if err != nil {
+		return nil, "", err
+	}
+	root, err := os.OpenRoot(dir)
+	return root, rel, explain(p, err)
+}
+
+// under is the configured directory that holds the absolute path p, and p's name within it.
+func (s *Source) under(p string) (dir, rel string, err error) {
 	for _, dir := range s.roots {
-		rel, under := strings.CutPrefix(p, dir+"/")
 		if p == dir {
-			rel, under = ".", true
+			return dir, ".", nil
 		}
-		if !under {
-			continue
+		if rel, under := strings.CutPrefix(p, dir+"/"); under {
+			return dir, rel, nil
 		}
-		root, err := os.OpenRoot(dir)
-		return root, rel, explain(p, err)
 	}
 	e := &model.Error{Reason: "Forbidden", Final: true}
 	if len(s.roots) == 0 {
@@ -65,7 +103,7 @@ func (s *Source) open(p string) (*os.Root, string, error) {
 	} else {
 		e.Text = fmt.Sprintf("file://%s: not under %s: cache.sources.file.roots names the directories that may be read", p, strings.Join(s.roots, ", "))
 	}
-	return nil, "", e
+	return "", "", e
 }
 
 // explain says what a failure at p means.
@@ -101,11 +139,9 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 	if ctx.Err() != nil {
 		return model.Manifest{}, fmt.Errorf("%s: %w", ref, context.Cause(ctx))
 	}
-	p, err := url.PathUnescape(ref.Path)
-	p = strings.TrimRight(p, "/")
-	if err != nil || ref.Query != "" || ref.Host != "" || path.Clean(p) != p || !path.IsAbs(p) {
-		return model.Manifest{}, &model.Error{Reason: "BadSource", Final: true,
-			Text: fmt.Sprintf("%s: want file:///absolute/path, without .. and without a query", ref)}
+	p, err := pathOf(ref)
+	if err != nil {
+		return model.Manifest{}, err
 	}
 	root, rel, err := s.open(p)
 	if err != nil {

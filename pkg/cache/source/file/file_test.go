@@ -102,10 +102,19 @@ func TestOnlyTheConfiguredDirectoriesAreRead(t *testing.T) {
 	require.ErrorContains(t, err, "no directory may be read: name those that may in cache.sources.file.roots")
 	_, err = s.Open(t.Context(), sourcetest.Ref(t, "file://"+in), model.File{Path: "x", Key: out + "/secret", Size: 1}, 0, 1)
 	require.Equal(t, "Forbidden", model.ReasonOf(err), "a key from outside")
-	for _, root := range []string{"/", "models", "//"} {
-		_, err := file.New(file.Config{Roots: []string{root}})
-		require.ErrorContains(t, err, "want an absolute directory other than /")
-	}
+}
+
+func TestSettingsAndReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	_, err := file.New(file.Config{Roots: []string{"/", "/a", "models", "//"}})
+	const want = "want an absolute directory other than /, such as /mnt/models, got "
+	require.Equal(t, []string{"setting roots[0]: " + want + `"/"`, "setting roots[2]: " + want + `"models"`, "setting roots[3]: " + want + `"//"`}, sourcetest.Faults(t, err))
+	sourcetest.Refused(t, func(ref model.Ref) error { return file.Check(file.Config{Roots: []string{"/mnt/a/", "/mnt/b"}}, ref) }, map[string]string{
+		"file:///mnt/a": "", "file:///mnt/a/m/": "", "file:///mnt/b/m": "",
+		"file:///mnt/bc/m":   "Forbidden file:///mnt/bc/m: not under /mnt/a, /mnt/b: cache.sources.file.roots names the directories that may be read",
+		"file:///mnt/a/../b": "BadSource file:///mnt/a/../b: want file:///absolute/path", "file:///mnt/a?x": "BadSource",
+	})
+	sourcetest.Refused(t, func(ref model.Ref) error { return file.Check(file.Config{}, ref) }, map[string]string{"file:///m": "Forbidden file:///m: no directory may be read"})
 }
 
 const zeros = "0000000000000000000000000000000000000000000000000000000000000000"

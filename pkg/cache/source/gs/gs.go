@@ -43,35 +43,17 @@ type Source struct {
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	s, err := newSource(c)
-	if err != nil {
-		return nil, fmt.Errorf("gs source: %w", err)
-	}
-	return s, nil
-}
-
-func newSource(c Config) (*Source, error) {
 	if c.Endpoint == "" {
 		c.Endpoint = "https://storage.googleapis.com"
 	}
-	u, err := url.Parse(c.Endpoint)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") ||
-		u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-		return nil, fmt.Errorf("endpoint: want http(s)://host or http(s)://host:port and nothing more")
-	}
-	if u.Scheme == "http" && !c.Anonymous && !web.Loopback(u.Hostname()) {
-		return nil, fmt.Errorf("endpoint %s: credentials are not sent over plain http: use https, or say that the buckets are anonymous", c.Endpoint)
-	}
-	if !c.Anonymous && c.CredentialsFile == "" && u.Hostname() != "googleapis.com" && !strings.HasSuffix(u.Hostname(), ".googleapis.com") {
-		return nil, fmt.Errorf("endpoint %s: the node's own Google token goes to Google alone: name a credentials file, or say that the buckets are anonymous", c.Endpoint)
-	}
-	trust, err := web.Roots(c.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return nil, err
+	var faults web.Faults
+	u := faults.Endpoint(c.Endpoint, "http(s)://host[:port]")
+	switch {
+	case u == nil, c.Anonymous:
+	case u.Scheme == "http" && !web.Loopback(u.Hostname()):
+		faults.Wrong("endpoint", "%s: credentials are not sent over plain http: use https, or say that the buckets are anonymous", c.Endpoint)
+	case c.CredentialsFile == "" && u.Hostname() != "googleapis.com" && !strings.HasSuffix(u.Hostname(), ".googleapis.com"):
+		faults.Wrong("endpoint", "%s: the node's own Google token goes to Google alone: name a credentials file, or say that the buckets are anonymous", c.Endpoint)
 	}
 	if c.Streams <= 0 {
 		c.Streams = 64
@@ -79,26 +61,29 @@ func newSource(c Config) (*Source, error) {
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
 	}
-	s := &Source{base: u.Scheme + "://" + u.Host, userAgent: c.UserAgent, client: &http.Client{
-		Transport:     web.Transport(trust, proxy, c.Streams),
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // tokens stay here
-	}}
-	if s.mirrors, err = web.NewObjectMirrors(c.Mirrors, s.client.Transport, c.UserAgent); err != nil {
-		return nil, err
-	}
+	transport := faults.Transport(c.CAFile, c.Proxy, c.Streams)
+	mirrors, wrong := web.NewObjectMirrors(c.Mirrors, transport, c.UserAgent)
+	faults = append(faults, wrong...)
 	switch {
-	case c.Anonymous && c.CredentialsFile != "":
-		return nil, fmt.Errorf("credentials file %s: not used when anonymous: remove one of the two", c.CredentialsFile)
+	case c.CredentialsFile == "":
 	case c.Anonymous:
-		return s, nil
-	case c.CredentialsFile != "":
+		faults.Wrong("credentialsFile", "%s is not used when anonymous: remove one of the two", c.CredentialsFile)
+	default:
 		text, err := readCredentials(c.CredentialsFile)
 		if err == nil {
 			_, err = parse(context.Background(), c.CredentialsFile, text)
 		}
-		if err != nil {
-			return nil, err
-		}
+		faults.File("credentialsFile", err)
+	}
+	if err := faults.Of("gs"); err != nil {
+		return nil, err
+	}
+	s := &Source{base: u.Scheme + "://" + u.Host, userAgent: c.UserAgent, mirrors: mirrors, client: &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // tokens stay here
+	}}
+	if c.Anonymous {
+		return s, nil
 	}
 	s.login = &login{file: c.CredentialsFile, client: &http.Client{
 		Transport: s.client.Transport, Timeout: 30 * time.Second, CheckRedirect: s.client.CheckRedirect,

@@ -228,18 +228,29 @@ func TestTLSIsVerified(t *testing.T) {
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	user := sourcetest.Secret(t, `{"type": "authorized_user", "refresh_token": "sEcReT"}`)
-	for want, c := range map[string]gs.Config{
-		"gs source: CA file: open /nowhere: no such file or directory":          {CAFile: "/nowhere"},
-		"gs source: credentials file: open /nowhere: no such file or directory": {CredentialsFile: "/nowhere"},
-		"gs source: endpoint: want http(s)://host":                              {Endpoint: "https://me:secret@host"},
-		"gs source: endpoint http://h: credentials are not sent":                {Endpoint: "http://h"},
-		"gs source: endpoint https://h: the node's own Google token goes":       {Endpoint: "https://h"},
-		"gs source: endpoint https://notgoogleapis.com: the node's own":         {Endpoint: "https://notgoogleapis.com"},
-		"gs source: credentials file x: not used when anonymous":                {CredentialsFile: "x", Anonymous: true},
-		"gs source: credentials file " + user + ": want the JSON of a service":  {CredentialsFile: user},
+	const server = "setting endpoint: want http(s)://host[:port] and nothing more"
+	const login = "name a credentials file, or say that the buckets are anonymous"
+	for _, tc := range []struct {
+		config gs.Config
+		want   []string
+	}{
+		{gs.Config{Endpoint: "https://me:secret@host"}, []string{server}},
+		{gs.Config{Endpoint: "http://h"}, []string{"setting endpoint: http://h: credentials are not sent over plain http: use https, or say that the buckets are anonymous"}},
+		{gs.Config{Endpoint: "https://h"}, []string{"setting endpoint: https://h: the node's own Google token goes to Google alone: " + login}},
+		{gs.Config{Endpoint: "https://notgoogleapis.com"}, []string{"setting endpoint: https://notgoogleapis.com: the node's own Google token goes to Google alone: " + login}},
+		{gs.Config{CredentialsFile: "x", Anonymous: true}, []string{"setting credentialsFile: x is not used when anonymous: remove one of the two"}},
+		{gs.Config{CredentialsFile: user}, []string{"content credentialsFile: credentials file " + user +
+			": want the JSON of a service account's key or of a workload identity (type service_account or external_account)"}},
+		{gs.Config{Endpoint: "h", CredentialsFile: "/nowhere", CAFile: "/nowhere", Proxy: "p", Mirrors: []string{"m"}}, []string{
+			server,
+			"machine caFile: open /nowhere: no such file or directory",
+			"setting proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY",
+			"setting mirrors[0]: want http(s)://host[:port] without credentials, such as https://mirror.example",
+			"machine credentialsFile: credentials file: open /nowhere: no such file or directory",
+		}},
 	} {
-		_, err := gs.New(c)
-		require.ErrorContains(t, err, want)
+		_, err := gs.New(tc.config)
+		require.Equal(t, tc.want, sourcetest.Faults(t, err))
 		require.False(t, strings.Contains(strings.ToLower(err.Error()), "secret"), "%v", err)
 	}
 }
@@ -258,4 +269,9 @@ func TestAnAnswerThatIsNone(t *testing.T) {
 		sourcetest.Unexpected(t, newSource(t, gs.Config{Endpoint: endpoint, Anonymous: true}), sourcetest.Ref(t, ref), strings.TrimPrefix(endpoint, "http://"),
 			func(serve http.HandlerFunc) { st.before = serve })
 	}
+}
+
+func TestReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	sourcetest.Refused(t, gs.Check, map[string]string{"gs://b": "", "gs://b/p/": "", "gs://b/p?generation=1": "BadSource gs://b/p: want gs://bucket/prefix, and no ?"})
 }

@@ -34,9 +34,9 @@ const objectFields = "name,size,generation,crc32c,contentEncoding,metadata/sha25
 // from a SHA256SUMS object under the prefix, else from the metadata key sha256; the crc32c that the store
 // keeps of each object is checked too. The digest in a ref is that of the one object, or of the SHA256SUMS.
 func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
-	key, err := url.PathUnescape(strings.TrimPrefix(ref.Path, "/"))
-	if err != nil || ref.Query != "" {
-		return model.Manifest{}, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: want gs://bucket/prefix, and no ?", ref)}
+	key, err := keyOf(ref)
+	if err != nil {
+		return model.Manifest{}, err
 	}
 	if key == "" || strings.HasSuffix(key, "/") {
 		return s.resolvePrefix(ctx, ref, key, nil)
@@ -51,6 +51,21 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		return s.resolvePrefix(ctx, ref, key+"/", &f)
 	}
 	return web.One(ref, f)
+}
+
+// Check says why ref can never be read, whatever the bucket has.
+func Check(ref model.Ref) error {
+	_, err := keyOf(ref)
+	return err
+}
+
+// keyOf is the object that ref names, or a prefix.
+func keyOf(ref model.Ref) (string, error) {
+	key, err := url.PathUnescape(strings.TrimPrefix(ref.Path, "/"))
+	if err != nil || ref.Query != "" {
+		return "", &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: want gs://bucket/prefix, and no ?", ref)}
+	}
+	return key, nil
 }
 
 // one asks for the object at key.

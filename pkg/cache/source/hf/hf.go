@@ -37,6 +37,9 @@ func New(c Config) (*Source, error) {
 	return &Source{client}, nil
 }
 
+// Check says why ref can never be read, whatever the hub has.
+func Check(ref model.Ref) error { return hub.Check(ref) }
+
 var objectForm = lazyregexp.New(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
 // check refuses an answer of a hub that speaks of another commit, size or object than f's.

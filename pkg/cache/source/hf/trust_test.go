@@ -143,30 +143,46 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	const address = "want http(s)://host[:port] without credentials, such as https://huggingface.co"
 	token := sourcetest.Secret(t, "t")
-	for want, c := range map[string]hf.Config{
-		"hf source: endpoint: " + address:                                 {Endpoint: "huggingface.co"},
-		"hf source: mirror: " + address:                                   {Mirrors: []string{"https://u:p@h"}},
-		"hf source: CA file: open /nowhere: no such file or directory":    {CAFile: "/nowhere"},
-		"hf source: token file: open /nowhere: no such file or directory": {TokenFile: "/nowhere"},
-		"hf source: the token is not sent to 192.0.2.1 over plain http: use https, or no token file": {
-			Endpoint: "http://192.0.2.1", TokenFile: token},
+	for _, tc := range []struct {
+		config hf.Config
+		want   []string
+	}{
+		{hf.Config{Endpoint: "huggingface.co", Mirrors: []string{"https://m", "https://u:p@h"}, CAFile: "/nowhere", TokenFile: "/nowhere", Proxy: "p"}, []string{
+			"setting endpoint: " + address,
+			"setting mirrors[1]: " + address,
+			"machine tokenFile: token file: open /nowhere: no such file or directory",
+			"machine caFile: open /nowhere: no such file or directory",
+			"setting proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY",
+		}},
+		{hf.Config{Endpoint: "http://192.0.2.1", TokenFile: token}, []string{"setting tokenFile: the token is not sent to 192.0.2.1 over plain http: use https, or no token file"}},
+		{hf.Config{TokenFile: sourcetest.Secret(t, "")}, nil},
 	} {
-		_, err := hf.New(c)
-		require.EqualError(t, err, want)
+		_, err := hf.New(tc.config)
+		got := sourcetest.Faults(t, err)
+		if tc.want == nil {
+			tc.want = []string{"content tokenFile: token file " + tc.config.TokenFile + ": want one token and nothing else"}
+		}
+		require.Equal(t, tc.want, got)
 	}
-	for source, want := range map[string]string{
-		"hf://org/m/sub/dir":        "want hf://organization/name",
-		"hf://datasets/org/m":       "want hf://organization/name",
-		"hf://org/..":               "want hf://organization/name",
-		"hf://org/m@":               "want a branch, a tag or a commit",
-		"hf://org/m?revision=main":  "want include=<pattern>",
-		"hf://org/m?include=%5b":    "want one such as *.safetensors",
-		"hf://org/m@a%0d%0aX:%20y":  "want a branch, a tag or a commit",
-		"hf://org/%2e%2e%2fm%2fetc": "want hf://organization/name",
-	} {
-		_, err := newSource(t, hf.Config{}).Resolve(t.Context(), sourcetest.Ref(t, source))
-		require.Equal(t, "BadSource", model.ReasonOf(err), source)
-		require.True(t, model.IsFinal(err))
-		require.ErrorContains(t, err, want, source)
+}
+
+func TestReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	refused := map[string]string{
+		"hf://org/m/sub/dir":                           "want hf://organization/name",
+		"hf://datasets/org/m":                          "want hf://organization/name",
+		"hf://org/..":                                  "want hf://organization/name",
+		"hf://org/m@":                                  "want a branch, a tag or a commit",
+		"hf://org/m?revision=main":                     "want include=<pattern>",
+		"hf://org/m?include=%5b":                       "want one such as *.safetensors",
+		"hf://org/m@a%0d%0aX:%20y":                     "want a branch, a tag or a commit",
+		"hf://org/%2e%2e%2fm%2fetc":                    "want hf://organization/name",
+		"hf://org/m#sha256=" + strings.Repeat("0", 64): "a hub takes no #sha256: it names the digest of each file itself; pin the revision with @<commit>",
 	}
+	sourcetest.Refused(t, hf.Check, refused)
+	sourcetest.Refused(t, func(ref model.Ref) error {
+		_, err := newSource(t, hf.Config{}).Resolve(t.Context(), ref)
+		return err
+	}, refused)
+	sourcetest.Refused(t, hf.Check, map[string]string{"hf://org/m": "", "hf://m": "", "hf://org/m@refs%2fpr%2f1?include=*.json": ""})
 }

@@ -40,43 +40,57 @@ type Source struct {
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	trust, err := web.Roots(c.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("http source: %w", err)
-	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return nil, fmt.Errorf("http source: %w", err)
-	}
+	var faults web.Faults
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
 	}
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
-	s := &Source{config: c, hosts: map[string]bool{}}
-	if s.mirror, err = web.NewMirrors(c.Mirrors); err != nil {
-		return nil, fmt.Errorf("http source: %w", err)
-	}
-	for _, h := range c.Hosts {
-		u, err := url.Parse("https://" + h)
-		if err != nil || h == "" || u.Host != h {
-			return nil, fmt.Errorf("http source: host %q: want host or host:port", h)
-		}
-		s.hosts[strings.ToLower(h)] = true
-	}
+	s := &Source{config: c, hosts: faults.Hosts("tokenHosts", c.Hosts)}
+	s.client = &http.Client{Transport: faults.Transport(c.CAFile, c.Proxy, c.Streams), CheckRedirect: s.redirect}
+	var wrong web.Faults
+	s.mirror, wrong = web.NewMirrors(c.Mirrors, s.mayAsk)
+	faults = append(faults, wrong...)
 	switch {
 	case c.TokenFile != "" && len(c.Hosts) == 0:
-		return nil, fmt.Errorf("http source: token file %s: name the hosts that may get the token", c.TokenFile)
+		faults.Wrong("tokenFile", "want tokenHosts with it: a token goes only to hosts that are named")
 	case c.TokenFile == "" && len(c.Hosts) > 0:
-		return nil, fmt.Errorf("http source: hosts %s: there is no token file to send to them", strings.Join(c.Hosts, ", "))
+		faults.Wrong("tokenHosts", "want tokenFile with it: there is no token to send to %s", strings.Join(c.Hosts, ", "))
 	case c.TokenFile != "":
-		if _, err := web.Token(c.TokenFile); err != nil {
-			return nil, fmt.Errorf("http source: %w", err)
-		}
+		_, err := web.Token(c.TokenFile)
+		faults.File("tokenFile", err)
 	}
-	s.client = &http.Client{Transport: web.Transport(trust, proxy, c.Streams), CheckRedirect: s.redirect}
+	if err := faults.Of("http"); err != nil {
+		return nil, err
+	}
 	return s, nil
+}
+
+// Check says why ref can never be read with this configuration, whatever the server has.
+func Check(c Config, ref model.Ref) error {
+	u, err := url.Parse(ref.URL())
+	if err != nil {
+		return notAddress(ref)
+	}
+	s := &Source{config: c, hosts: new(web.Faults).Hosts("", c.Hosts)}
+	if err := s.mayAsk(u); err != nil {
+		return err
+	}
+	_, err = nameOf(ref)
+	return err
+}
+
+// mayAsk says why u is never asked.
+func (s *Source) mayAsk(u *url.URL) error {
+	if err := s.checkScheme(u); err != nil {
+		return err
+	}
+	if s.listed(u) && u.Scheme != "https" && !web.Loopback(u.Hostname()) {
+		return &model.Error{Reason: "PlainHTTP", Final: true,
+			Text: fmt.Sprintf("%s: the token is not sent over plain http: use https, or take the host off the token's list", web.Bare(u))}
+	}
+	return nil
 }
 
 // CloseIdle closes the connections that are kept for the next request.
@@ -120,10 +134,6 @@ func (s *Source) checkScheme(u *url.URL) error {
 func (s *Source) authorize(req *http.Request) error {
 	if !s.listed(req.URL) {
 		return nil
-	}
-	if req.URL.Scheme != "https" && !web.Loopback(req.URL.Hostname()) {
-		return &model.Error{Reason: "PlainHTTP", Final: true,
-			Text: fmt.Sprintf("%s: the token is not sent over plain http: use https, or take the host off the token's list", web.Bare(req.URL))}
 	}
 	token, err := web.Token(s.config.TokenFile)
 	if err != nil {

@@ -87,14 +87,18 @@ func (s *Source) request(ctx context.Context, method string, ref model.Ref, key 
 	at.Path = key
 	req, err := http.NewRequestWithContext(ctx, method, at.URL(), nil)
 	if err != nil {
-		return nil, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: not an address", at)}
+		return nil, notAddress(at)
 	}
-	if err := s.checkScheme(req.URL); err != nil {
+	if err := s.mayAsk(req.URL); err != nil {
 		return nil, err
 	}
 	req.Header.Set("Accept-Encoding", "identity")
 	req.Header.Set("User-Agent", s.config.UserAgent)
 	return req, s.authorize(req)
+}
+
+func notAddress(ref model.Ref) error {
+	return &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: not an address", ref)}
 }
 
 // do sends req. An answer that needs no look at what was asked for comes back as an error: forbidden,

@@ -24,22 +24,35 @@ const probes = 16
 // Resolve asks the server for the size and version of ref's file. A ref that ends in "/" or names a
 // SHA256SUMS stands for the files listed there; its digest, if any, is then that of the SHA256SUMS.
 func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
-	dir, name := path.Split(ref.Path)
-	if name == "" || name == model.SumsName {
+	name, err := nameOf(ref)
+	if err != nil {
+		return model.Manifest{}, err
+	}
+	if name == "" {
+		dir, _ := path.Split(ref.Path)
 		return s.resolveDir(ctx, ref, "/"+strings.TrimPrefix(dir, "/"))
+	}
+	f, err := s.probe(ctx, ref, model.File{Path: name, Key: ref.Path, Digest: ref.Digest})
+	if err != nil {
+		return model.Manifest{}, err
+	}
+	return model.NewManifest([]model.File{f})
+}
+
+// nameOf is the file that ref names, "" where it stands for those of a SHA256SUMS.
+func nameOf(ref model.Ref) (string, error) {
+	name := path.Base(ref.Path)
+	if ref.Path == "" || strings.HasSuffix(ref.Path, "/") || name == model.SumsName {
+		return "", nil
 	}
 	plain, err := url.PathUnescape(name)
 	if err == nil {
 		err = model.CheckPath(plain)
 	}
 	if err != nil {
-		return model.Manifest{}, &model.Error{Reason: "BadPath", Final: true, Text: ref.String(), Err: err}
+		return "", &model.Error{Reason: "BadPath", Final: true, Text: ref.String(), Err: err}
 	}
-	f, err := s.probe(ctx, ref, model.File{Path: plain, Key: ref.Path, Digest: ref.Digest})
-	if err != nil {
-		return model.Manifest{}, err
-	}
-	return model.NewManifest([]model.File{f})
+	return plain, nil
 }
 
 func (s *Source) resolveDir(ctx context.Context, ref model.Ref, dir string) (model.Manifest, error) {

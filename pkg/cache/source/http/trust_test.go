@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -119,21 +120,46 @@ func TestTLSIsVerified(t *testing.T) {
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	token := sourcetest.Secret(t, "t")
-	for want, c := range map[string]http.Config{
-		"http source: CA file: open /nowhere: no such file or directory":                                     {CAFile: "/nowhere"},
-		"http source: CA file " + token + ": no PEM certificate in it":                                       {CAFile: token},
-		"http source: token file " + token + ": name the hosts that may get the token":                       {TokenFile: token},
-		"http source: hosts a, b: there is no token file to send to them":                                    {Hosts: []string{"a", "b"}},
-		"http source: token file: open /nowhere: no such file or directory":                                  {TokenFile: "/nowhere", Hosts: []string{"a"}},
-		`http source: host "https://a/b": want host or host:port`:                                            {TokenFile: token, Hosts: []string{"https://a/b"}},
-		"http source: token file " + sourcetest.Secret(t, "two words") + ": want one token and nothing else": {},
+	token, words := sourcetest.Secret(t, "t"), sourcetest.Secret(t, "two words")
+	for _, tc := range []struct {
+		config http.Config
+		want   []string
+	}{
+		{http.Config{CAFile: "/nowhere"}, []string{"machine caFile: open /nowhere: no such file or directory"}},
+		{http.Config{CAFile: token}, []string{"content caFile: " + token + ": want PEM certificates, there is none in it"}},
+		{http.Config{TokenFile: token}, []string{"setting tokenFile: want tokenHosts with it: a token goes only to hosts that are named"}},
+		{http.Config{Hosts: []string{"a", "b"}}, []string{"setting tokenHosts: want tokenFile with it: there is no token to send to a, b"}},
+		{http.Config{TokenFile: "/nowhere", Hosts: []string{"a"}}, []string{"machine tokenFile: token file: open /nowhere: no such file or directory"}},
+		{http.Config{TokenFile: words, Hosts: []string{"a"}}, []string{"content tokenFile: token file " + words + ": want one token and nothing else"}},
+		{http.Config{TokenFile: token, Hosts: []string{"a", "https://a/b"}}, []string{`setting tokenHosts[1]: want host or host:port, got "https://a/b"`}},
+		{http.Config{Proxy: "ftp://p", Mirrors: []web.Mirror{{Of: "a/b", URL: "https://m"}, {Of: "a", URL: "https://u:sEcReT@m"}, {Of: "a", URL: "http://m/x"}}}, []string{
+			"setting proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY",
+			`setting mirrors[0].of: want the host or host:port that it is a mirror of, such as registry.example, got "a/b"`,
+			"setting mirrors[1].url: want http(s)://host[:port] without credentials, such as https://mirror.example",
+			"setting mirrors[2].url: http://m/x: plain http is accepted from this machine only: use https, or allow plain http in the config",
+		}},
+		{http.Config{AllowPlain: true, TokenFile: token, Hosts: []string{"m"}, Mirrors: []web.Mirror{{Of: "a", URL: "http://m/x"}, {Of: "a", URL: "http://n"}}}, []string{
+			"setting mirrors[0].url: http://m/x: the token is not sent over plain http: use https, or take the host off the token's list",
+		}},
 	} {
-		if c.TokenFile == "" && c.CAFile == "" && len(c.Hosts) == 0 {
-			c.TokenFile, c.Hosts = strings.Fields(want)[4], []string{"a"}
-			c.TokenFile = strings.TrimSuffix(c.TokenFile, ":")
-		}
-		_, err := http.New(c)
-		require.EqualError(t, err, want)
+		_, err := http.New(tc.config)
+		require.Equal(t, tc.want, sourcetest.Faults(t, err))
+		require.ErrorContains(t, err, "http source: ")
 	}
+	newSource(t, http.Config{Mirrors: []web.Mirror{{Of: "a", URL: "http://127.0.0.1:1/x"}, {Of: "a", URL: "https://m"}}})
+}
+
+func TestReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	config := http.Config{Hosts: []string{"models.example"}}
+	sourcetest.Refused(t, func(ref model.Ref) error { return http.Check(config, ref) }, map[string]string{
+		"https://h/m.bin": "", "https://h/m.bin?sig=x#sha256=" + strings.Repeat("0", 64): "", "https://h/dir/": "", "https://h": "", "https://h/SHA256SUMS": "",
+		"http://127.0.0.1/m.bin": "", "https://models.example/m": "",
+		"http://h/m.bin":   "PlainHTTP http://h/m.bin: plain http is accepted from this machine only",
+		"https://h/a%2f..": "BadPath https://h/a%2f..: file path",
+	})
+	config.AllowPlain = true
+	sourcetest.Refused(t, func(ref model.Ref) error { return http.Check(config, ref) }, map[string]string{
+		"http://h/m.bin": "", "http://models.example/m": "PlainHTTP http://models.example/m: the token is not sent over plain http",
+	})
 }

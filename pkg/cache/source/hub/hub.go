@@ -5,7 +5,6 @@
 package hub
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -77,15 +76,7 @@ const (
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(p Protocol, c Config) (*Client, error) {
-	bad := func(err error) (*Client, error) { return nil, fmt.Errorf("%s source: %w", p.Scheme, err) }
-	trust, err := web.Roots(c.CAFile)
-	if err != nil {
-		return bad(err)
-	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return bad(err)
-	}
+	var faults web.Faults
 	if c.Endpoint == "" {
 		c.Endpoint = p.Public
 	}
@@ -96,31 +87,32 @@ func New(p Protocol, c Config) (*Client, error) {
 		c.Streams = 64
 	}
 	h := &Client{Protocol: p, config: c, bases: map[string]*base{}, found: map[string]*place{}}
-	if h.endpoint, err = p.base(c.Endpoint); err != nil {
-		return bad(fmt.Errorf("endpoint: %w", err))
-	}
+	at, err := web.Address(c.Endpoint, p.Public)
+	faults.Add("endpoint", err)
+	h.endpoint = &base{url: at}
 	var list []web.Mirror
-	for _, m := range c.Mirrors {
-		b, err := p.base(m)
-		if err != nil {
-			return bad(fmt.Errorf("mirror: %w", err))
+	for i, m := range c.Mirrors {
+		u, err := web.Address(m, p.Public)
+		faults.Add(fmt.Sprintf("mirrors[%d]", i), err)
+		if err == nil && at != nil {
+			h.bases[u.String()] = &base{url: u}
+			list = append(list, web.Mirror{Of: at.Host, URL: u.String()})
 		}
-		h.bases[b.url.String()] = b
-		list = append(list, web.Mirror{Of: h.endpoint.url.Host, URL: b.url.String()})
 	}
-	if h.mirrors, err = web.NewMirrors(list); err != nil {
-		return bad(err)
-	}
+	h.mirrors, _ = web.NewMirrors(list, nil) // which were checked
 	if c.TokenFile != "" {
-		if u := h.endpoint.url; u.Scheme != "https" && !web.Loopback(u.Hostname()) {
-			return bad(fmt.Errorf("the token is not sent to %s over plain http: use https, or no token file", u.Host))
+		if at != nil && at.Scheme != "https" && !web.Loopback(at.Hostname()) {
+			faults.Wrong("tokenFile", "the token is not sent to %s over plain http: use https, or no token file", at.Host)
 		}
-		if _, err := web.Token(c.TokenFile); err != nil {
-			return bad(err)
-		}
+		_, err := web.Token(c.TokenFile)
+		faults.File("tokenFile", err)
+	}
+	transport := faults.Transport(c.CAFile, c.Proxy, c.Streams)
+	if err := faults.Of(p.Scheme); err != nil {
+		return nil, err
 	}
 	h.client = &http.Client{
-		Transport: web.Transport(trust, proxy, c.Streams),
+		Transport: transport,
 		// Redirects are followed by hand: each is another host with other rights, or the same one.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -129,15 +121,6 @@ func New(p Protocol, c Config) (*Client, error) {
 
 // CloseIdle closes the connections that are kept for the next request.
 func (c *Client) CloseIdle() { c.client.CloseIdleConnections() }
-
-func (p Protocol) base(address string) (*base, error) {
-	u, err := url.Parse(strings.TrimRight(address, "/"))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil ||
-		u.RawQuery != "" || u.Fragment != "" {
-		return nil, errors.New("want http(s)://host[:port] without credentials, such as " + p.Public)
-	}
-	return &base{url: u}, nil
-}
 
 // at is the address of an escaped path under b.
 func (b *base) at(path, query string) (*url.URL, error) {

@@ -27,6 +27,12 @@ func IsName(s string) bool { return nameForm().MatchString(s) && !strings.Contai
 // IsCommit reports whether s is a commit's whole name.
 func IsCommit(s string) bool { return commitForm().MatchString(s) }
 
+// Check says why no hub of the scheme that ref has can ever have it.
+func Check(ref model.Ref) error {
+	_, err := (&Client{Protocol: Protocol{Scheme: ref.Scheme}}).Parse(ref)
+	return err
+}
+
 // Parse reads a reference: organization/name, perhaps @revision, and a query that chooses among the files.
 func (c *Client) Parse(ref model.Ref) (Repo, error) {
 	bad := func(format string, args ...any) (Repo, error) {
@@ -44,6 +50,9 @@ func (c *Client) Parse(ref model.Ref) (Repo, error) {
 			return bad("want a branch, a tag or a commit after the @")
 		}
 		r.Revision = plain
+	}
+	if ref.Digest != "" {
+		return bad("a hub takes no #sha256: it names the digest of each file itself; pin the revision with @<commit>")
 	}
 	var err error
 	if r.Filter, err = model.ParseFilter(ref.Query); err != nil {

@@ -19,12 +19,12 @@ const (
 
 // Resolve asks the endpoint which files ref's revision has. The query of ref chooses among them: see model.Filter.
 func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
+	if err := Check(ref); err != nil {
+		return model.Manifest{}, err
+	}
 	r, err := s.Parse(ref)
 	if err != nil {
 		return model.Manifest{}, err
-	}
-	if !strings.Contains(r.Name, "/") {
-		return model.Manifest{}, &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: want ms://organization/name", ref)}
 	}
 	list, err := s.files(ctx, ref, r)
 	if err != nil {
@@ -35,6 +35,17 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		m.Revision = r.Revision
 	}
 	return m, err
+}
+
+// Check says why ref can never be read, whatever the hub has.
+func Check(ref model.Ref) error {
+	if err := hub.Check(ref); err != nil {
+		return err
+	}
+	if strings.Trim(ref.Path, "/") == "" {
+		return &model.Error{Reason: "BadSource", Final: true, Text: fmt.Sprintf("%s: want ms://organization/name", ref)}
+	}
+	return nil
 }
 
 // files lists the whole repository. Where a list may have been cut, its directories are asked for one by one.

@@ -182,7 +182,11 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		require.Equal(t, "BadSource", model.ReasonOf(err), source)
 		require.True(t, model.IsFinal(err))
 		require.ErrorContains(t, err, want, source)
+		require.EqualError(t, ms.Check(sourcetest.Ref(t, source)), err.Error())
 	}
+	sourcetest.Refused(t, ms.Check, map[string]string{
+		"ms://org/m": "", "ms://org/m@v1": "", "ms://org/m#sha256=" + strings.Repeat("0", 64): "BadSource ms://org/m: a hub takes no #sha256",
+	})
 	h := newHub(t)
 	h.put("org/m", "master", files)
 	h.repos["org/m"].private = true
@@ -191,7 +195,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	require.Equal(t, "Forbidden", model.ReasonOf(err))
 	require.ErrorContains(t, err, "put one that may read it into "+file)
 	_, err = ms.New(ms.Config{Endpoint: "http://192.0.2.1", TokenFile: file})
-	require.EqualError(t, err, "ms source: the token is not sent to 192.0.2.1 over plain http: use https, or no token file")
+	require.EqualError(t, err, "ms source: tokenFile: the token is not sent to 192.0.2.1 over plain http: use https, or no token file")
 	_, err = ms.New(ms.Config{Endpoint: "modelscope.cn"})
 	require.EqualError(t, err, "ms source: endpoint: want http(s)://host[:port] without credentials, such as https://modelscope.cn")
 }

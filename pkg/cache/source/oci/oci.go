@@ -48,30 +48,23 @@ type Source struct {
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	trust, err := web.Roots(c.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("oci source: %w", err)
-	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return nil, fmt.Errorf("oci source: %w", err)
-	}
+	var faults web.Faults
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
 	}
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
-	s := &Source{plain: map[string]bool{}, idle: web.Transport(trust, proxy, c.Streams)}
-	if s.mirrors, err = web.NewMirrors(c.Mirrors); err != nil {
-		return nil, fmt.Errorf("oci source: %w", err)
+	s := &Source{plain: faults.Hosts("plainHosts", c.PlainHosts), idle: faults.Transport(c.CAFile, c.Proxy, c.Streams)}
+	var wrong web.Faults
+	s.mirrors, wrong = web.NewMirrors(c.Mirrors, s.mayAsk)
+	faults = append(faults, wrong...)
+	if c.CredentialsFile != "" {
+		_, err := readCredentials(c.CredentialsFile)
+		faults.File("credentialsFile", err)
 	}
-	for _, h := range c.PlainHosts {
-		u, err := url.Parse("http://" + h)
-		if err != nil || h == "" || u.Host != h {
-			return nil, fmt.Errorf("oci source: host %q: want host or host:port", h)
-		}
-		s.plain[strings.ToLower(h)] = true
+	if err := faults.Of("oci"); err != nil {
+		return nil, err
 	}
 	s.client = &auth.Client{
 		Client: &http.Client{Transport: guard{s}, CheckRedirect: s.redirect}, // and no retries: the fetcher retries
@@ -80,9 +73,6 @@ func New(c Config) (*Source, error) {
 	}
 	if c.CredentialsFile == "" {
 		return s, nil
-	}
-	if _, err := readCredentials(c.CredentialsFile); err != nil {
-		return nil, fmt.Errorf("oci source: %w", err)
 	}
 	s.client.Credential = func(ctx context.Context, host string) (auth.Credential, error) {
 		store, err := readCredentials(c.CredentialsFile)
@@ -110,6 +100,15 @@ func readCredentials(file string) (credentials.Store, error) {
 	return store, nil
 }
 
+// mayAsk says why u is never asked.
+func (s *Source) mayAsk(u *url.URL) error {
+	if u.Scheme == "https" || web.Loopback(u.Hostname()) || s.plain[strings.ToLower(u.Host)] {
+		return nil
+	}
+	return &model.Error{Reason: "PlainHTTP", Final: true,
+		Text: web.Bare(u) + ": plain http is accepted from this machine only: use https, or list the host as plain in the config"}
+}
+
 // guard is the last gate before the network, for requests of ours and those for tokens alike.
 type guard struct{ *Source }
 
@@ -117,12 +116,12 @@ func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme == "https" || web.Loopback(req.URL.Hostname()) {
 		return g.idle.RoundTrip(req)
 	}
-	err := &model.Error{Reason: "PlainHTTP", Final: true}
+	err := g.mayAsk(req.URL)
 	switch {
-	case !g.plain[strings.ToLower(req.URL.Host)]:
-		err.Text = web.Bare(req.URL) + ": plain http is accepted from this machine only: use https, or list the host as plain in the config"
+	case err != nil:
 	case req.Header.Get("Authorization") != "" || req.Method == http.MethodPost: // a login with a refresh token is a POST
-		err.Text = web.Bare(req.URL) + ": credentials are not sent over plain http: use https, or let everyone read there"
+		err = &model.Error{Reason: "PlainHTTP", Final: true,
+			Text: web.Bare(req.URL) + ": credentials are not sent over plain http: use https, or let everyone read there"}
 	default:
 		return g.idle.RoundTrip(req)
 	}
@@ -150,6 +149,12 @@ func (s *Source) redirect(req *http.Request, via []*http.Request) error {
 	}
 	req.Header.Del("Referer") // a signed query stays where it is
 	return nil
+}
+
+// Check says why ref can never be read, whatever the registry has.
+func Check(ref model.Ref) error {
+	_, err := parse(ref)
+	return err
 }
 
 // parse takes ref apart into registry, repository and tag or digest.

@@ -215,17 +215,36 @@ func TestTLSIsVerified(t *testing.T) {
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	helpers := sourcetest.Secret(t, `{"credsStore": "desktop", "x": "sEcReT"}`)
-	for want, c := range map[string]oci.Config{
-		"oci source: CA file: open /nowhere: no such file or directory":          {CAFile: "/nowhere"},
-		"oci source: CA file " + helpers + ": no PEM certificate in it":          {CAFile: helpers},
-		"oci source: credentials file: open /nowhere: no such file or directory": {CredentialsFile: "/nowhere"},
-		`oci source: host "http://a": want host or host:port`:                    {PlainHosts: []string{"http://a"}},
-		"oci source: credentials file " + helpers + `: want a Docker config.json with {"auths": {"<registry>": {"auth": "<base64>"}}}; credential helpers are not run`: {
-			CredentialsFile: helpers},
-	} {
-		_, err := oci.New(c)
-		require.EqualError(t, err, want)
-	}
+	_, err := oci.New(oci.Config{
+		CAFile: helpers, Proxy: "p", CredentialsFile: helpers, PlainHosts: []string{"a", "http://b"},
+		Mirrors: []web.Mirror{{Of: "a/b", URL: "https://u:sEcReT@m"}, {Of: "c", URL: "http://m"}, {Of: "c", URL: "http://a"}, {Of: "c", URL: "http://127.0.0.1:1"}},
+	})
+	require.Equal(t, []string{
+		`setting plainHosts[1]: want host or host:port, got "http://b"`,
+		"content caFile: " + helpers + ": want PEM certificates, there is none in it",
+		"setting proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY",
+		`setting mirrors[0].of: want the host or host:port that it is a mirror of, such as registry.example, got "a/b"`,
+		"setting mirrors[0].url: want http(s)://host[:port] without credentials, such as https://mirror.example",
+		"setting mirrors[1].url: http://m: plain http is accepted from this machine only: use https, or list the host as plain in the config",
+		"content credentialsFile: credentials file " + helpers + `: want a Docker config.json with {"auths": {"<registry>": {"auth": "<base64>"}}}; credential helpers are not run`,
+	}, sourcetest.Faults(t, err))
+	require.NotContains(t, err.Error(), "sEcReT")
+	_, err = oci.New(oci.Config{CAFile: "/nowhere", CredentialsFile: "/nowhere"})
+	require.Equal(t, []string{
+		"machine caFile: open /nowhere: no such file or directory",
+		"machine credentialsFile: credentials file: open /nowhere: no such file or directory",
+	}, sourcetest.Faults(t, err))
+}
+
+func TestReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	sourcetest.Refused(t, oci.Check, map[string]string{
+		"oci://r.example/a/m": "", "oci://r.example/m:v1": "", "oci://r.example/m@sha256:" + strings.Repeat("0", 64): "",
+		"oci://r.example":       "BadSource oci://r.example: want oci://registry/repository",
+		"oci://r.example/M":     "repositories are in lower case",
+		"oci://r.example/m?a=b": "a registry takes no ?",
+		"oci://r.example/m#sha256=" + strings.Repeat("0", 64): "and no #: pin the content with @sha256:",
+	})
 }
 
 // TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin: the registry says what a tag is, the mirror has the bytes.
@@ -288,9 +307,4 @@ func TestAMirrorIsAskedForLayersWithoutTheRegistrysLogin(t *testing.T) {
 		sourcetest.Ref(t, "oci://docker.io/library/m:v1"), model.File{Path: "a", Key: l.Digest.String(), Size: 20}, 5, 5)
 	require.NoError(t, err)
 	require.NoError(t, body.Close())
-	_, err = oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a/b", URL: "https://m"}}})
-	require.ErrorContains(t, err, `it is of "a/b": want host`)
-	_, err = oci.New(oci.Config{Mirrors: []web.Mirror{{Of: "a", URL: "https://u:sEcReT@m"}}})
-	require.ErrorContains(t, err, "mirror of a: want http(s)://")
-	require.NotContains(t, err.Error(), "sEcReT")
 }

@@ -28,13 +28,9 @@ const (
 // from a SHA256SUMS object under the prefix, else from a sha256 checksum of the whole object, else from
 // its metadata key sha256; another checksum of the whole is checked too. The digest in a ref is that of the one object, or of the SHA256SUMS.
 func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
-	key, err := url.PathUnescape(strings.TrimPrefix(ref.Path, "/"))
+	key, err := keyOf(ref)
 	if err != nil {
-		return model.Manifest{}, &model.Error{Reason: "BadSource", Final: true, Text: ref.String(), Err: err}
-	}
-	if ref.Query != "" {
-		return model.Manifest{}, &model.Error{Reason: "BadSource", Final: true,
-			Text: fmt.Sprintf("%s: an s3 source has no query: remove what follows the ?", ref)}
+		return model.Manifest{}, err
 	}
 	if key != "" && !strings.HasSuffix(key, "/") {
 		f, err := s.head(ctx, ref, model.File{Path: path.Base(key), Key: key, Digest: ref.Digest}, false)
@@ -56,6 +52,25 @@ func (s *Source) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, er
 		return m, listErr
 	}
 	return s.resolvePrefix(ctx, ref, key, nil)
+}
+
+// Check says why ref can never be read, whatever the bucket has.
+func Check(ref model.Ref) error {
+	_, err := keyOf(ref)
+	return err
+}
+
+// keyOf is the object that ref names, or a prefix.
+func keyOf(ref model.Ref) (string, error) {
+	key, err := url.PathUnescape(strings.TrimPrefix(ref.Path, "/"))
+	if err != nil {
+		return "", &model.Error{Reason: "BadSource", Final: true, Text: ref.String(), Err: err}
+	}
+	if ref.Query != "" {
+		return "", &model.Error{Reason: "BadSource", Final: true,
+			Text: fmt.Sprintf("%s: an s3 source has no query: remove what follows the ?", ref)}
+	}
+	return key, nil
 }
 
 func (s *Source) resolvePrefix(ctx context.Context, ref model.Ref, prefix string, itself *model.File) (model.Manifest, error) {

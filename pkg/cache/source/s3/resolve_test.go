@@ -275,19 +275,50 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	empty := filepath.Join(t.TempDir(), "empty")
 	require.NoError(t, os.WriteFile(empty, nil, 0o600))
-	for want, c := range map[string]s3.Config{
-		"s3 source: endpoint: want http(s)://host or http(s)://host:port and nothing more":                                     {Endpoint: "minio:9000"},
-		"s3 source: endpoint: want http(s)://host or http(s)://host:port and nothing more ":                                    {Endpoint: "https://key:secret@minio"},
-		"s3 source: endpoint: want http(s)://host or http(s)://host:port and nothing more  ":                                   {Endpoint: "https://minio/bucket"},
-		"s3 source: credentials file: stat /nowhere: no such file or directory":                                                {CredentialsFile: "/nowhere"},
-		"s3 source: credentials file " + empty + ": want a [default] profile with aws_access_key_id and aws_secret_access_key": {CredentialsFile: empty},
-		"s3 source: credentials file " + empty + ": not used when anonymous: remove one of the two":                            {Anonymous: true, CredentialsFile: empty},
-		"s3 source: CA file: open /nowhere: no such file or directory":                                                         {CAFile: "/nowhere", Region: "x"},
-		"s3 source: CA file " + empty + ": no PEM certificate in it":                                                           {CAFile: empty, Region: "x"},
+	const server = "setting endpoint: want http(s)://host[:port] and nothing more"
+	for _, tc := range []struct {
+		config s3.Config
+		want   []string
+	}{
+		{s3.Config{Region: "x", Endpoint: "minio:9000"}, []string{server}},
+		{s3.Config{Region: "x", Endpoint: "https://key:secret@minio"}, []string{server}},
+		{s3.Config{Region: "x", Endpoint: "https://minio/bucket", CAFile: "/nowhere", CredentialsFile: "/nowhere", Proxy: "p", Mirrors: []string{"https://m", "m"}}, []string{
+			server,
+			"machine credentialsFile: credentials file: open /nowhere: no such file or directory",
+			"machine caFile: open /nowhere: no such file or directory",
+			"setting proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY",
+			"setting mirrors[1]: want http(s)://host[:port] without credentials, such as https://mirror.example",
+		}},
+		{s3.Config{Region: "x", CAFile: empty, CredentialsFile: empty}, []string{
+			"content credentialsFile: credentials file " + empty + ": want a [default] profile with aws_access_key_id and aws_secret_access_key",
+			"content caFile: " + empty + ": want PEM certificates, there is none in it",
+		}},
+		{s3.Config{Region: "x", Anonymous: true, CredentialsFile: empty}, []string{"setting credentialsFile: " + empty + " is not used when anonymous: remove one of the two"}},
 	} {
-		_, err := s3.New(c)
-		require.EqualError(t, err, strings.TrimRight(want, " "))
+		_, err := s3.New(tc.config)
+		require.Equal(t, tc.want, sourcetest.Faults(t, err))
+		require.NotContains(t, err.Error(), "secret@")
 	}
+}
+
+// What the environment lacks here it may have where the agent runs.
+func TestTheEnvironmentIsThatOfTheMachine(t *testing.T) {
+	for _, name := range []string{"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/nowhere")
+	_, err := s3.New(s3.Config{})
+	require.Equal(t, []string{"machine region: no region, and none in the environment: name the buckets' region"}, sourcetest.Faults(t, err))
+	t.Setenv("AWS_CA_BUNDLE", "/nowhere")
+	_, err = s3.New(s3.Config{Region: "x"})
+	lines := sourcetest.Faults(t, err)
+	require.Len(t, lines, 1)
+	require.Contains(t, lines[0], "machine region: the environment's AWS settings cannot be read: ")
+}
+
+func TestReferencesThatCanNeverBeRead(t *testing.T) {
+	t.Parallel()
+	sourcetest.Refused(t, s3.Check, map[string]string{"s3://b": "", "s3://b/p/": "", "s3://b/p?versionId=1": "BadSource s3://b/p: an s3 source has no query"})
 }
 
 func TestCredentialsAreReadAgain(t *testing.T) {

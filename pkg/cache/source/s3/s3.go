@@ -7,10 +7,10 @@ package s3
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -53,19 +53,12 @@ const versioned = "\x00"
 
 // New checks the configuration and the files it names. It opens no connection.
 func New(c Config) (*Source, error) {
-	if err := check(c); err != nil {
-		return nil, fmt.Errorf("s3 source: %w", err)
-	}
+	faults := check(c)
 	if c.CAFile == "" {
-		c.CAFile = os.Getenv("AWS_CA_BUNDLE")
-	}
-	trust, err := web.Roots(c.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("s3 source: %w", err)
-	}
-	proxy, err := web.Proxy(c.Proxy)
-	if err != nil {
-		return nil, fmt.Errorf("s3 source: %w", err)
+		c.CAFile = os.Getenv("AWS_CA_BUNDLE") // which the SDK reads too, and fails for below
+		if _, err := web.Roots(c.CAFile); err != nil {
+			c.CAFile = ""
+		}
 	}
 	if c.Streams <= 0 {
 		c.Streams = 64
@@ -73,11 +66,9 @@ func New(c Config) (*Source, error) {
 	if c.UserAgent == "" {
 		c.UserAgent = "gpu-agent"
 	}
-	transport := web.Transport(trust, proxy, c.Streams)
-	mirrors, err := web.NewObjectMirrors(c.Mirrors, transport, c.UserAgent)
-	if err != nil {
-		return nil, fmt.Errorf("s3 source: %w", err)
-	}
+	transport := faults.Transport(c.CAFile, c.Proxy, c.Streams)
+	mirrors, wrong := web.NewObjectMirrors(c.Mirrors, transport, c.UserAgent)
+	faults = append(faults, wrong...)
 	client := &http.Client{
 		Transport:     listings{transport},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // signatures stay here
@@ -90,14 +81,16 @@ func New(c Config) (*Source, error) {
 	}
 	// Reads the environment and the files in ~/.aws; what needs a network is asked at the first request.
 	cfg, err := config.LoadDefaultConfig(context.Background(), load...)
-	if err != nil {
-		return nil, fmt.Errorf("s3 source: %w", err)
-	}
 	switch {
+	case err != nil:
+		faults = append(faults, web.Fault{Key: "region", Cause: web.Machine, Err: fmt.Errorf("the environment's AWS settings cannot be read: %w", err)})
 	case cfg.Region == "" && c.Endpoint == "":
-		return nil, fmt.Errorf("s3 source: no region: name the buckets' region")
+		faults = append(faults, web.Fault{Key: "region", Cause: web.Machine, Err: errors.New("no region, and none in the environment: name the buckets' region")})
 	case cfg.Region == "":
 		cfg.Region = "us-east-1" // most other stores ignore it, and it has to be something
+	}
+	if err := faults.Of("s3"); err != nil {
+		return nil, err
 	}
 	switch {
 	case c.Anonymous:
@@ -125,23 +118,19 @@ func New(c Config) (*Source, error) {
 // CloseIdle closes the connections that are kept for the next request.
 func (s *Source) CloseIdle() { s.idle.CloseIdleConnections() }
 
-func check(c Config) error {
+func check(c Config) (faults web.Faults) {
 	if c.Endpoint != "" {
-		u, err := url.Parse(c.Endpoint)
-		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") ||
-			u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-			return fmt.Errorf("endpoint: want http(s)://host or http(s)://host:port and nothing more")
-		}
+		faults.Endpoint(c.Endpoint, "http(s)://host[:port]")
 	}
-	if c.Anonymous && c.CredentialsFile != "" {
-		return fmt.Errorf("credentials file %s: not used when anonymous: remove one of the two", c.CredentialsFile)
+	switch {
+	case c.CredentialsFile == "":
+	case c.Anonymous:
+		faults.Wrong("credentialsFile", "%s is not used when anonymous: remove one of the two", c.CredentialsFile)
+	default:
+		_, err := readCredentials(context.Background(), c.CredentialsFile)
+		faults.File("credentialsFile", err)
 	}
-	if c.CredentialsFile != "" {
-		if _, err := readCredentials(context.Background(), c.CredentialsFile); err != nil {
-			return err
-		}
-	}
-	return nil
+	return faults
 }
 
 // fromFile reads the file again each minute, so that credentials may rotate.
@@ -157,9 +146,11 @@ func fromFile(file string) aws.CredentialsProviderFunc {
 }
 
 func readCredentials(ctx context.Context, file string) (aws.Credentials, error) {
-	if _, err := os.Stat(file); err != nil { // the SDK takes a missing file for an empty one
+	readable, err := os.Open(file)
+	if err != nil { // the SDK takes a missing file for an empty one
 		return aws.Credentials{}, fmt.Errorf("credentials file: %w", err)
 	}
+	readable.Close()
 	p, err := config.LoadSharedConfigProfile(ctx, "default", func(o *config.LoadSharedConfigOptions) {
 		o.CredentialsFiles, o.ConfigFiles = []string{file}, []string{}
 	})

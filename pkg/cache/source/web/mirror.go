@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -35,21 +36,51 @@ type Mirrors struct {
 	served map[string]bool        // a mirror has sent a file's start
 }
 
-// NewMirrors checks the list; the mirrors of one server are asked in its order.
-func NewMirrors(list []Mirror) (*Mirrors, error) {
+// NewMirrors checks the list, which is a setting called mirrors; the mirrors of one server are asked in its order.
+// allowed, nil for all, says why one is never asked.
+func NewMirrors(list []Mirror, allowed func(*url.URL) error) (*Mirrors, Faults) {
+	var faults Faults
 	m := &Mirrors{of: map[string][]*url.URL{}, away: map[*url.URL]time.Time{}, lacks: map[string]time.Time{}, served: map[string]bool{}}
-	for _, l := range list {
-		u, err := url.Parse(strings.TrimRight(l.URL, "/"))
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			return nil, fmt.Errorf("mirror of %s: want http(s)://host[:port][/path] without credentials", l.Of)
+	for i, l := range list {
+		at := fmt.Sprintf("mirrors[%d]", i)
+		if !isHost(l.Of) {
+			faults.Wrong(at+".of", "want the host or host:port that it is a mirror of, such as registry.example, got %q", l.Of)
 		}
-		if of, err := url.Parse("https://" + l.Of); err != nil || l.Of == "" || of.Host != l.Of {
-			return nil, fmt.Errorf("mirror %s: it is of %q: want host or host:port", u.Host, l.Of)
+		u, err := Address(l.URL, "https://mirror.example")
+		if err == nil && allowed != nil {
+			err = allowed(u)
 		}
+		faults.Add(at+".url", err)
 		of := strings.ToLower(l.Of)
 		m.of[of] = append(m.of[of], u)
 	}
-	return m, nil
+	return m, faults
+}
+
+// Address is that of a server and perhaps a path on it, without a slash at its end; such is an example.
+func Address(text, such string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimRight(text, "/"))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errors.New("want http(s)://host[:port] without credentials, such as " + such)
+	}
+	return u, nil
+}
+
+// Hosts are those of the setting at key, in lower case.
+func (f *Faults) Hosts(key string, list []string) map[string]bool {
+	hosts := map[string]bool{}
+	for i, h := range list {
+		if !isHost(h) {
+			f.Wrong(fmt.Sprintf("%s[%d]", key, i), "want host or host:port, got %q", h)
+		}
+		hosts[strings.ToLower(h)] = true
+	}
+	return hosts
+}
+
+func isHost(text string) bool {
+	u, err := url.Parse("https://" + text)
+	return err == nil && text != "" && u.Host == text
 }
 
 // Open is part of a file from the first mirror of host that has it, or nil where none has. open asks one mirror. Errors

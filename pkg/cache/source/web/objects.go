@@ -24,16 +24,16 @@ type ObjectMirrors struct {
 const all = "store"
 
 // NewObjectMirrors checks the addresses; they are asked in their order, through transport.
-func NewObjectMirrors(list []string, transport http.RoundTripper, userAgent string) (*ObjectMirrors, error) {
+func NewObjectMirrors(list []string, transport http.RoundTripper, userAgent string) (*ObjectMirrors, Faults) {
 	of := make([]Mirror, len(list))
 	for i, address := range list {
 		of[i] = Mirror{Of: all, URL: address}
 	}
-	mirrors, err := NewMirrors(of)
-	if err != nil {
-		return nil, err
+	mirrors, faults := NewMirrors(of, nil)
+	for i := range faults {
+		faults[i].Key = strings.TrimSuffix(faults[i].Key, ".url")
 	}
-	return &ObjectMirrors{mirrors, &http.Client{Transport: transport, CheckRedirect: down}, userAgent}, nil
+	return &ObjectMirrors{mirrors, &http.Client{Transport: transport, CheckRedirect: down}, userAgent}, faults
 }
 
 // down refuses to be led from https to http, and far.

@@ -49,12 +49,33 @@ func Proxy(address string) (func(*http.Request) (*url.URL, error), error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" ||
 		u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" {
-		return nil, errors.New("proxy: want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY")
+		return nil, errors.New("want http://host:port, https://host:port or socks5://host:port; one that asks for a login goes into HTTPS_PROXY")
 	}
 	given := httpproxy.FromEnvironment()
 	given.HTTPProxy, given.HTTPSProxy, given.CGI = address, address, false
 	choose := given.ProxyFunc()
 	return func(req *http.Request) (*url.URL, error) { return choose(req.URL) }, nil
+}
+
+// Transport is one by a source's settings caFile and proxy.
+func (f *Faults) Transport(caFile, proxy string, streams int) *http.Transport {
+	trust, err := Roots(caFile)
+	f.File("caFile", err)
+	choose, err := Proxy(proxy)
+	f.Add("proxy", err)
+	return Transport(trust, choose, streams)
+}
+
+// Endpoint checks a source's setting endpoint, which is a server and no path on it; want says in which
+// form. It is nil where it is wrong.
+func (f *Faults) Endpoint(text, want string) *url.URL {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" ||
+		u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/" {
+		f.Wrong("endpoint", "want %s and nothing more", want)
+		return nil
+	}
+	return u
 }
 
 // Roots is the system's trust with the certificates of file; nil, the system's, where file is "".
@@ -64,14 +85,14 @@ func Roots(file string) (*x509.CertPool, error) {
 	}
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("CA file: %w", err)
+		return nil, err
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {
 		pool = x509.NewCertPool()
 	}
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA file %s: no PEM certificate in it", file)
+		return nil, fmt.Errorf("%s: want PEM certificates, there is none in it", file)
 	}
 	return pool, nil
 }
