@@ -7,6 +7,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/labels"
 )
@@ -93,9 +94,9 @@ func (a *agent) opening(disk string) *opening {
 // started are built here, try after try.
 func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) (*cache.Cache, error) {
 	if o.sources == nil {
-		var err error
-		if o.sources, err = buildSources(c); err != nil {
-			return nil, err
+		var faults web.Faults
+		if o.sources, faults = buildSources(c); faults != nil {
+			return nil, linesOf(a.now().config, faults)
 		}
 	}
 	was := a.opening(disk)

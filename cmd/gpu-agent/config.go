@@ -20,7 +20,7 @@ func configCommand() *cobra.Command {
 			Short: "Say all that is wrong with a file, or print the configuration that it stands for",
 			Args:  cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := config.Load(args[0])
+				c, err := config.Load(args[0], sourceFaults)
 				if err != nil {
 					return usageError{err}
 				}

@@ -7,9 +7,11 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/cdi"
 	"github.com/gpu-agent/gpu-agent/pkg/condition"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
@@ -307,13 +309,31 @@ func (a *agent) addCache(w, before *wiring) (err error) {
 		streams   int
 		bandwidth config.Bandwidth
 	}
+	var wrong faultLines
 	w.origins, err = again(w, before, part{"origins", c.Enabled, of{c.Sources, c.Streams, c.Bandwidth}}, before.origins, func() (origins, error) {
-		sources, err := buildSources(c)
-		if a.group == nil {
-			err = nil // the first configuration: a file that the cache lacks is no reason not to offer the GPUs
-		}
-		return origins{sources, cache.NewLine(c.Streams, bandwidth(c.Bandwidth))}, err
+		sources, faults := buildSources(c)
+		wrong = linesOf(w.config, faults)
+		return origins{sources, cache.NewLine(c.Streams, bandwidth(c.Bandwidth))}, nil
 	})
+	if c.Enabled {
+		had := ""
+		if before.config.Cache.Enabled {
+			had = referenceFaults(before.config.Cache).Error()
+		}
+		for _, f := range referenceFaults(w.config.Cache) {
+			if !strings.Contains(had, f.Err.Error()) {
+				wrong = append(wrong, linesOf(w.config, web.Faults{f})...)
+			}
+		}
+	}
+	switch {
+	case len(wrong) > 0 && a.group != nil:
+		return wrong
+	case len(wrong) > 0: // the first configuration: what the cache lacks is no reason not to offer the GPUs
+		for _, line := range wrong {
+			a.log.Error("the configuration of the model cache is wrong", "fault", line)
+		}
+	}
 	type one struct {
 		cache   config.Cache
 		apart   []string

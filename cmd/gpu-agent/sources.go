@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/az"
@@ -15,64 +17,55 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// buildSources builds what the cache pulls from, by scheme.
-func buildSources(cfg config.Cache) (map[string]cache.Source, error) {
-	c := cfg.Sources
-	pages, err := httpsource.New(httpsource.Config{
+// kind is a kind of sources, as it is configured.
+type kind struct {
+	name    string // of its section below cache.sources
+	schemes []string
+	build   func() (cache.Source, error)
+	check   func(model.Ref) error // why a reference can never be read
+}
+
+func kinds(cfg config.Cache) []kind {
+	c, agent := cfg.Sources, "gpu-agent/"+version
+	pages := httpsource.Config{
 		CAFile: c.HTTP.CAFile, Proxy: c.HTTP.Proxy, Mirrors: mirrors(c.HTTP.Mirrors), TokenFile: c.HTTP.TokenFile, Hosts: c.HTTP.TokenHosts,
-		AllowPlain: c.HTTP.AllowPlain, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
-	})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.http: %w", err)}
+		AllowPlain: c.HTTP.AllowPlain, UserAgent: agent, Streams: cfg.Streams,
 	}
-	bucket, err := s3.New(s3.Config{
-		Endpoint: c.S3.Endpoint, Region: c.S3.Region, PathStyle: c.S3.PathStyle, Anonymous: c.S3.Anonymous,
-		CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Proxy: c.S3.Proxy, Mirrors: c.S3.Mirrors, Streams: cfg.Streams,
-	})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.s3: %w", err)}
-	}
-	registry, err := oci.New(oci.Config{
-		CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, Proxy: c.OCI.Proxy, Mirrors: mirrors(c.OCI.Mirrors), PlainHosts: c.OCI.PlainHosts,
-		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
-	})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.oci: %w", err)}
-	}
+	local := file.Config{Roots: c.File.Roots}
 	of := func(c config.SourceHub) hub.Config {
 		return hub.Config{Endpoint: c.Endpoint, Mirrors: c.Mirrors, TokenFile: c.TokenFile, CAFile: c.CAFile, Proxy: c.Proxy,
-			AllowPickle: c.AllowPickle, UserAgent: "gpu-agent/" + version, Streams: cfg.Streams}
+			AllowPickle: c.AllowPickle, UserAgent: agent, Streams: cfg.Streams}
 	}
-	huggingFace, err := hf.New(of(c.HF))
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.hf: %w", err)}
+	return []kind{
+		{"http", []string{"https", "http"}, built(httpsource.New, pages), func(r model.Ref) error { return httpsource.Check(pages, r) }},
+		{"s3", []string{"s3"}, built(s3.New, s3.Config{
+			Endpoint: c.S3.Endpoint, Region: c.S3.Region, PathStyle: c.S3.PathStyle, Anonymous: c.S3.Anonymous,
+			CredentialsFile: c.S3.CredentialsFile, CAFile: c.S3.CAFile, Proxy: c.S3.Proxy, Mirrors: c.S3.Mirrors, Streams: cfg.Streams,
+		}), s3.Check},
+		{"oci", []string{"oci"}, built(oci.New, oci.Config{
+			CredentialsFile: c.OCI.CredentialsFile, CAFile: c.OCI.CAFile, Proxy: c.OCI.Proxy, Mirrors: mirrors(c.OCI.Mirrors), PlainHosts: c.OCI.PlainHosts,
+			UserAgent: agent, Streams: cfg.Streams,
+		}), oci.Check},
+		{"hf", []string{"hf"}, built(hf.New, of(c.HF)), hf.Check},
+		{"ms", []string{"ms"}, built(ms.New, of(c.MS)), ms.Check},
+		{"file", []string{"file"}, built(file.New, local), func(r model.Ref) error { return file.Check(local, r) }},
+		{"gs", []string{"gs"}, built(gs.New, gs.Config{
+			Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile, Proxy: c.GS.Proxy,
+			Mirrors: c.GS.Mirrors, UserAgent: agent, Streams: cfg.Streams,
+		}), gs.Check},
+		{"az", []string{"az"}, built(az.New, az.Config{
+			Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile, Proxy: c.AZ.Proxy,
+			Mirrors: c.AZ.Mirrors, UserAgent: agent, Streams: cfg.Streams,
+		}), az.Check},
 	}
-	modelScope, err := ms.New(of(c.MS))
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.ms: %w", err)}
-	}
-	local, err := file.New(file.Config{Roots: c.File.Roots})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.file: %w", err)}
-	}
-	google, err := gs.New(gs.Config{
-		Endpoint: c.GS.Endpoint, Anonymous: c.GS.Anonymous, CredentialsFile: c.GS.CredentialsFile, CAFile: c.GS.CAFile, Proxy: c.GS.Proxy, Mirrors: c.GS.Mirrors,
-		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
-	})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.gs: %w", err)}
-	}
-	azure, err := az.New(az.Config{
-		Endpoint: c.AZ.Endpoint, Anonymous: c.AZ.Anonymous, CredentialsFile: c.AZ.CredentialsFile, CAFile: c.AZ.CAFile, Proxy: c.AZ.Proxy, Mirrors: c.AZ.Mirrors,
-		UserAgent: "gpu-agent/" + version, Streams: cfg.Streams,
-	})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("cache.sources.az: %w", err)}
-	}
-	return map[string]cache.Source{"https": pages, "http": pages, "s3": bucket, "oci": registry, "hf": huggingFace, "ms": modelScope,
-		"file": local, "gs": google, "az": azure}, nil
+}
+
+// built is New of a source with its configuration, to be called.
+func built[C any, S cache.Source](build func(C) (S, error), c C) func() (cache.Source, error) {
+	return func() (cache.Source, error) { return build(c) }
 }
 
 func mirrors(list []config.Mirror) (all []web.Mirror) {
@@ -80,4 +73,73 @@ func mirrors(list []config.Mirror) (all []web.Mirror) {
 		all = append(all, web.Mirror{Of: m.Of, URL: m.URL})
 	}
 	return all
+}
+
+// buildSources builds what the cache pulls from, by scheme; all of them, or it fails with the faults of all, whose keys
+// are those of the file.
+func buildSources(cfg config.Cache) (map[string]cache.Source, web.Faults) {
+	sources, all := map[string]cache.Source{}, web.Faults(nil)
+	for _, k := range kinds(cfg) {
+		source, err := k.build()
+		faults, known := errors.AsType[web.Faults](err)
+		if err != nil && !known {
+			faults.Add("", err)
+		}
+		for _, f := range faults {
+			f.Key = strings.TrimSuffix("cache.sources."+k.name+"."+f.Key, ".")
+			all = append(all, f)
+		}
+		for _, scheme := range k.schemes {
+			sources[scheme] = source
+		}
+	}
+	if len(all) > 0 {
+		return nil, all
+	}
+	return sources, nil
+}
+
+// referenceFaults are the sources of models that can never be read.
+func referenceFaults(cfg config.Cache) (faults web.Faults) {
+	check := map[string]func(model.Ref) error{}
+	for _, k := range kinds(cfg) {
+		for _, scheme := range k.schemes {
+			check[scheme] = k.check
+		}
+	}
+	for i, spec := range cfg.Specs() {
+		if check := check[spec.Source.Scheme]; check != nil {
+			faults.Add(fmt.Sprintf("cache.models[%d].source", i), check(spec.Source))
+		}
+	}
+	return faults
+}
+
+// sourceFaults is what the sources say of a file, as config check tells it: what is of the machine that it runs on
+// may be otherwise on the nodes.
+func sourceFaults(c config.Config) (told []config.Fault) {
+	if !c.Cache.Enabled {
+		return nil
+	}
+	_, faults := buildSources(c.Cache)
+	for _, f := range append(faults, referenceFaults(c.Cache)...) {
+		fault := config.Fault{Key: f.Key, Text: f.Err.Error(), Note: f.Cause == web.Machine}
+		if fault.Note {
+			fault.Text += "; the model cache stays closed on nodes where it is so"
+		}
+		told = append(told, fault)
+	}
+	return told
+}
+
+// faultLines are faults with their places in the file, as one error.
+type faultLines []string
+
+func (f faultLines) Error() string { return strings.Join(f, "; ") }
+
+func linesOf(c config.Config, faults web.Faults) (lines faultLines) {
+	for _, f := range faults {
+		lines = append(lines, c.At(f.Key)+": "+f.Err.Error())
+	}
+	return lines
 }

@@ -43,7 +43,22 @@ type Config struct {
 
 	// Notes are what NVIDIA's file says and the agent does not do, one line each, for people.
 	Notes []string `yaml:"-"`
+
+	places places
 }
+
+// Further checks what pkg/config does not know of values that parsed.
+type Further func(Config) []Fault
+
+// Fault is what is wrong with the value at a key.
+type Fault struct {
+	Key  string // such as cache.models[1].source
+	Text string // what, and what was expected
+	Note bool   // it may be right elsewhere, and is told and not refused
+}
+
+// At is where a key, or the innermost of its parents that is there, stands in the file, with the key itself.
+func (c Config) At(key string) string { return c.places.at(key) }
 
 // The ways in which pods get GPUs.
 const (
@@ -308,10 +323,10 @@ func Default() Config {
 
 // Load reads and checks the file at path, and NVIDIA's file where it names one; "" is the configuration
 // without a file. Of a folder of NVIDIA's files it takes what holds for a node without the label.
-func Load(path string) (Config, error) { return LoadFor(path, "") }
+func Load(path string, further ...Further) (Config, error) { return LoadFor(path, "", further...) }
 
 // LoadFor is Load for a node whose label ChoiceLabel has the given value; "" is a node without it.
-func LoadFor(path, choice string) (Config, error) {
+func LoadFor(path, choice string, further ...Further) (Config, error) {
 	if path == "" {
 		c := Default()
 		return c, c.finish()
@@ -320,7 +335,7 @@ func LoadFor(path, choice string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
-	c, err := Parse(path, data)
+	c, err := Parse(path, data, further...)
 	if err != nil {
 		return c, err
 	}
@@ -340,13 +355,15 @@ func LoadFor(path, choice string) (Config, error) {
 }
 
 // Parse checks the content of a file, which may also be NVIDIA's. The error is an Errors with everything
-// that is wrong; name stands before each line. The file that devicePlugin.nvidiaConfig names is not read.
-func Parse(name string, data []byte) (Config, error) {
+// that is wrong, what further finds included; name stands before each line. The file that devicePlugin.nvidiaConfig
+// names is not read.
+func Parse(name string, data []byte, further ...Further) (Config, error) {
 	c := Default()
 	f, root, err := open(name, data, "apiVersion: "+apiVersion+" and kind: "+kind)
 	if err != nil {
 		return Config{}, err
 	}
+	c.places = f.places
 	if isNVIDIA(root) {
 		if c, err = c.WithNVIDIA(name, data); err != nil {
 			return Config{}, err
@@ -360,11 +377,25 @@ func Parse(name string, data []byte) (Config, error) {
 		*Config    `yaml:",inline"`
 	}{Config: &c}) {
 		c.check(f)
+		for _, check := range further {
+			c.take(f, check(c))
+		}
 	}
 	if err := f.err(); err != nil {
 		return Config{}, err
 	}
 	return c, c.finish()
+}
+
+// take has faults among what is wrong with the file, and notes among the Notes.
+func (c *Config) take(f *file, faults []Fault) {
+	for _, fault := range faults {
+		if !fault.Note {
+			f.wrong(fault.Key, "%s", fault.Text)
+		} else if !f.said(fault.Key) {
+			c.Notes = append(c.Notes, f.at(fault.Key)+": "+fault.Text)
+		}
+	}
 }
 
 // finish fills in what comes from the host and from other keys.
@@ -477,7 +508,6 @@ func (c *Cache) check(f *file) {
 		f.wrong("cache.warm.onPod", "want cache.demand.source kubelet or apiserver with it: else no pod is seen")
 	}
 	c.Demand.check(f)
-	c.Sources.check(f)
 	seen := map[string]int{}
 	for i, m := range c.Models {
 		at := fmt.Sprintf("cache.models[%d]", i)

@@ -29,13 +29,18 @@ func (e Errors) Error() string { return strings.Join(e, "\n") }
 
 // file is a parsed file: where each key stands, and what was found wrong so far.
 type file struct {
-	name  string
-	lines map[string]int // of each path, such as "cache.models[1].name"
-	nodes []place        // in the order of the file
-	into  reflect.Type   // of what strict decodes into
+	places
+	nodes []place      // in the order of the file
+	into  reflect.Type // of what strict decodes into
 	found []problem
 
 	unknown string // what is said of a key that there is not
+}
+
+// places says where each key of a file stands.
+type places struct {
+	name  string         // of the file; "": there is none
+	lines map[string]int // of each path, such as "cache.models[1].name"
 }
 
 // place is where one value stands. Several may share a line.
@@ -56,7 +61,7 @@ type problem struct {
 // open reads where everything stands. The error is an Errors.
 func open(name string, data []byte, atLeast string) (*file, *yaml.Node, error) {
 	f := &file{
-		name: name, lines: map[string]int{},
+		places:  places{name, map[string]int{}},
 		unknown: "unknown key: see the reference for those that there are",
 	}
 	var root yaml.Node
@@ -210,12 +215,26 @@ func field(t reflect.Type, key string) reflect.Type {
 }
 
 // line is where the key is, or the innermost of its parents that is there.
-func (f *file) line(path string) int {
+func (p places) line(path string) int {
 	line := 0
 	for ; line == 0 && path != ""; path = parent(path) {
-		line = f.lines[path]
+		line = p.lines[path]
 	}
 	return line
+}
+
+// at is the key at path with the file and the line before it.
+func (p places) at(path string) string { return p.of(path, p.line(path)) }
+
+func (p places) of(path string, line int) string {
+	at := p.name
+	if line > 0 {
+		at += ":" + strconv.Itoa(line)
+	}
+	if at != "" && path != "" {
+		at += ": "
+	}
+	return at + path
 }
 
 func parent(path string) string {
@@ -331,14 +350,7 @@ func (f *file) err() error {
 	slices.SortStableFunc(f.found, func(a, b problem) int { return a.line - b.line })
 	var all Errors
 	for _, p := range f.found {
-		at := f.name
-		if p.line > 0 {
-			at += ":" + strconv.Itoa(p.line)
-		}
-		if p.path != "" {
-			at += ": " + p.path
-		}
-		all = append(all, at+": "+p.text)
+		all = append(all, f.of(p.path, p.line)+": "+p.text)
 	}
 	return all
 }

@@ -1,15 +1,10 @@
 package config
 
 import (
-	"fmt"
-	"net/url"
-	"path/filepath"
-	"strings"
-
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
-// Sources are the origins' settings, by kind.
+// Sources are the origins' settings, by kind. The sources themselves check them: see Further.
 type Sources struct {
 	HTTP SourceHTTP `yaml:"http"`
 	S3   SourceS3   `yaml:"s3"`
@@ -91,61 +86,6 @@ type SourceAZ struct {
 // SourceFile is for file:// origins: the directories that may be read.
 type SourceFile struct {
 	Roots []string `yaml:"roots"`
-}
-
-func (s Sources) check(f *file) {
-	if len(s.HTTP.TokenHosts) > 0 != (s.HTTP.TokenFile != "") {
-		f.wrong("cache.sources.http.tokenFile", "want tokenFile and tokenHosts together: a token goes only to named hosts")
-	}
-	if s.S3.Endpoint != "" {
-		f.server("cache.sources.s3.endpoint", s.S3.Endpoint, "https://minio.example:9000")
-	}
-	if s.GS.Endpoint != "" {
-		f.server("cache.sources.gs.endpoint", s.GS.Endpoint, "https://storage.example:4443")
-	}
-	if s.AZ.Endpoint != "" {
-		f.server("cache.sources.az.endpoint", strings.Replace(s.AZ.Endpoint, "://{account}.", "://", 1), "https://{account}.blob.core.windows.net")
-	}
-	for kind, list := range map[string][]Mirror{"http": s.HTTP.Mirrors, "oci": s.OCI.Mirrors} {
-		for i, m := range list {
-			at := fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i)
-			f.server(at+".url", m.URL, "https://mirror.example")
-			if u, err := url.Parse("https://" + m.Of); err != nil || m.Of == "" || u.Host != m.Of {
-				f.wrong(at+".of", "want the host[:port] that it is a mirror of, such as registry.example")
-			}
-		}
-	}
-	for kind, proxy := range map[string]string{"http": s.HTTP.Proxy, "s3": s.S3.Proxy, "oci": s.OCI.Proxy, "hf": s.HF.Proxy, "ms": s.MS.Proxy, "gs": s.GS.Proxy, "az": s.AZ.Proxy} {
-		if u, err := url.Parse(proxy); proxy != "" && (err != nil || u.Host == "" || u.User != nil) {
-			f.wrong("cache.sources."+kind+".proxy", "want http://host:port without credentials; one that asks for a login goes into HTTPS_PROXY")
-		}
-	}
-	for kind, hub := range map[string]SourceHub{"hf": s.HF, "ms": s.MS} {
-		f.server("cache.sources."+kind+".endpoint", hub.Endpoint, "https://"+map[string]string{"hf": "huggingface.co", "ms": "modelscope.cn"}[kind])
-		for i, m := range hub.Mirrors {
-			f.server(fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i), m, "https://hub.example")
-		}
-	}
-	for kind, list := range map[string][]string{"s3": s.S3.Mirrors, "gs": s.GS.Mirrors, "az": s.AZ.Mirrors} {
-		for i, m := range list {
-			f.server(fmt.Sprintf("cache.sources.%s.mirrors[%d]", kind, i), m, "https://mirror.example")
-		}
-	}
-	for i, dir := range s.File.Roots {
-		at := fmt.Sprintf("cache.sources.file.roots[%d]", i)
-		f.absolute(at, dir)
-		if filepath.Clean(dir) == "/" {
-			f.wrong(at, "want a directory of models, such as /mnt/models: the whole filesystem holds secrets")
-		}
-	}
-}
-
-// server checks the address of one.
-func (f *file) server(path, address, such string) {
-	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		f.wrong(path, "want http(s)://host[:port] without credentials, such as %s", such)
-	}
 }
 
 func (m Model) filter() model.Filter {
