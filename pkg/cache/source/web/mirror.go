@@ -51,7 +51,7 @@ func NewMirrors(list []Mirror, allowed func(*url.URL) error) (*Mirrors, Faults) 
 			err = allowed(u)
 		}
 		faults.Add(at+".url", err)
-		of := strings.ToLower(l.Of)
+		of := bareHost(l.Of)
 		m.of[of] = append(m.of[of], u)
 	}
 	return m, faults
@@ -78,6 +78,9 @@ func (f *Faults) Hosts(key string, list []string) map[string]bool {
 	return hosts
 }
 
+// bareHost is a host as it is compared: 443 is the port that is meant where none is named.
+func bareHost(host string) string { return strings.TrimSuffix(strings.ToLower(host), ":443") }
+
 func isHost(text string) bool {
 	u, err := url.Parse("https://" + text)
 	return err == nil && text != "" && u.Host == text
@@ -86,7 +89,7 @@ func isHost(text string) bool {
 // Open is part of a file from the first mirror of host that has it, or nil where none has. open asks one mirror. Errors
 // are the mirrors' alone and not told: the server itself is asked next.
 func (m *Mirrors) Open(ctx context.Context, host, file string, part Part, open func(mirror *url.URL) (io.ReadCloser, error)) io.ReadCloser {
-	for _, u := range m.of[strings.ToLower(host)] {
+	for _, u := range m.of[bareHost(host)] {
 		key := u.String() + "\n" + file
 		if m.passed(u, key, part.Offset) {
 			continue

@@ -1,8 +1,10 @@
 package web_test
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -66,4 +68,25 @@ func TestAListingHasRoomForAsManyFilesAsAModelMayHave(t *testing.T) {
 		require.NoError(t, l.Page(100))
 	}
 	require.Equal(t, "TooManyFiles", model.ReasonOf(l.Page(1)))
+}
+
+// A server that is named with the port that goes without saying is the same one.
+func TestAMirrorIsOfAHostHoweverItIsSpelled(t *testing.T) {
+	t.Parallel()
+	for of, hosts := range map[string]map[string]bool{
+		"models.example":      {"models.example": true, "Models.Example:443": true, "models.example:8443": false, "example": false},
+		"Models.example:443":  {"models.example": true, "models.example:443": true, "models.example:8443": false},
+		"models.example:8443": {"models.example:8443": true, "models.example": false},
+	} {
+		mirrors, faults := web.NewMirrors([]web.Mirror{{Of: of, URL: "https://mirror.example"}}, nil)
+		require.Empty(t, faults)
+		for host, want := range hosts {
+			asked := false
+			mirrors.Open(t.Context(), host, host, web.Part{Length: 1, Size: 1}, func(*url.URL) (io.ReadCloser, error) {
+				asked = true
+				return http.NoBody, nil
+			})
+			require.Equal(t, want, asked, "a mirror of %s for %s", of, host)
+		}
+	}
 }
