@@ -74,7 +74,11 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	}
 	line("IN MEMORY", inMemory(x.Status))
 	if x.Update != nil && x.Update.Revision != "" {
-		line("UPDATE", fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), model.FormatBytes(x.Update.Done), model.FormatBytes(x.Update.Size)))
+		update := fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), model.FormatBytes(x.Update.Done), model.FormatBytes(x.Update.Size))
+		if x.Update.Reason == "" && x.Update.Message != "" {
+			update += ", " + x.Update.Message
+		}
+		line("UPDATE", update)
 	}
 	line("ORIGIN", origin(x.Status))
 	for _, r := range x.Old {

@@ -243,7 +243,7 @@ func (c *Cache) status(e *entry) model.Status {
 	if r := e.visible; r != nil {
 		if !e.held() && (e.busy != nil || e.due()) {
 			s.Update = &model.Update{Revision: s.Revision, Size: s.Size, Done: s.Done, Reason: e.reason, Message: e.message}
-			if wait != "" {
+			if why != "" {
 				s.Update.Reason, s.Update.Message = wait, why
 			}
 		}
@@ -266,8 +266,8 @@ func (c *Cache) status(e *entry) model.Status {
 		s.Reason, s.Message = c.ails.Reason, c.ails.Message
 	case e.busy != nil && e.job != nil && e.job.admitted:
 		s.State = model.Pulling
-		if wait != "" {
-			s.Reason, s.Message = wait, why
+		if why != "" {
+			s.Reason, s.Message = cmp.Or(wait, e.reason), why
 		}
 	case !e.asked() && len(e.old) > 0:
 		s.State, s.Reason = model.Failed, "OnlyOld"
@@ -279,7 +279,8 @@ func (c *Cache) status(e *entry) model.Status {
 	return s
 }
 
-// waits is what keeps the download of e from going on now; "" where nothing does. c.mu is held.
+// waits is what keeps the download of e from going on now, without a reason where it is tried again; "" where nothing
+// does. c.mu is held.
 func (c *Cache) waits(e *entry) (reason, message string) {
 	if e.busy == nil || e.job == nil || !e.job.admitted {
 		return "", ""
@@ -290,7 +291,7 @@ func (c *Cache) waits(e *entry) (reason, message string) {
 	if until := c.streams.shut(c.streams.lane(originOf(e.ref()))); !until.IsZero() {
 		return "Throttled", leftAlone(e.ref(), until)
 	}
-	return "", ""
+	return "", e.job.retrying()
 }
 
 // Want replaces the list of models that the config asks for. Those that are not in it any more stay

@@ -229,6 +229,45 @@ func TestAnOriginIsLeftAloneForAsLongAsItAsks(t *testing.T) {
 	})
 }
 
+// A try goes on for a while with an origin that fails: until something comes it says why.
+func TestWhyATryStandsStillIsSaid(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		const step = 64 << 10
+		var fails atomic.Bool
+		o.onOpen = func(int, context.Context, model.File, int64, int64, []byte) (io.ReadCloser, error, bool) {
+			return nil, &model.Error{Reason: "Unavailable", Text: "500 Internal Server Error"}, fails.Load()
+		}
+		fails.Store(true)
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		for i, files := range []map[string][]byte{{"w": noise(1, 10*step)}, {"w": noise(2, 10*step)}} {
+			fails.Store(true)
+			o.put("a", fmt.Sprint("r", i), files)
+			require.NoError(t, ask(t, c, spec("a", "a")))
+			wait(t, c, "a", func(s *model.Status) bool {
+				if i > 0 { // what is there stays as it is
+					return s.State == model.Ready && s.Reason == "" && s.Update != nil && s.Update.Reason == "" &&
+						s.Update.Message == "retrying: 500 Internal Server Error"
+				}
+				return s.State == model.Pulling && s.Reason == "" && s.Message == "retrying: 500 Internal Server Error"
+			})
+			fails.Store(false)
+			wait(t, c, "a", func(s *model.Status) bool { return s.Revision == fmt.Sprint("r", i) && s.Answered == s.Asked })
+			s := c.Get().Model("a")
+			require.Equal(t, model.Ready, s.State)
+			require.Empty(t, s.Message)
+			holds(t, root, "a", files)
+		}
+		// One range that fails while others come is no news.
+		j := &job{}
+		j.hitch.Store(&hitch{"500", 0})
+		require.Equal(t, "retrying: 500", j.retrying())
+		j.got.Add(1)
+		require.Empty(t, j.retrying())
+	})
+}
+
 func TestAnOriginThatIgnoresRangesIsReadInOneStream(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := weights(1)

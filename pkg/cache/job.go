@@ -43,6 +43,8 @@ type job struct {
 	admitted bool // has a reservation; guarded by Cache.mu
 	broken   bool // its deletion did not succeed: nothing in it counts; guarded by Cache.mu
 
+	hitch atomic.Pointer[hitch] // the last, in the present run
+
 	lane *lane // to its origin; set before anything runs
 	rank rank  // guarded by the mutex of streams
 
@@ -50,6 +52,20 @@ type job struct {
 	cond *sync.Cond // something may be claimable, or all is over
 	left int        // slots without a sum
 	err  error      // first failure
+}
+
+// hitch is a failure after which a run tried again.
+type hitch struct {
+	text string
+	got  int64 // what was here then
+}
+
+// retrying is why nothing comes although a run is at it, for people; "" where something came since it failed.
+func (j *job) retrying() string {
+	if h := j.hitch.Load(); h != nil && j.got.Load() <= h.got {
+		return "retrying: " + h.text
+	}
+	return ""
 }
 
 // slot is one content of a job. There may be 100,000 of them, nearly all of small files: what only large ones have is apart.

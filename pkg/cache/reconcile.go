@@ -249,6 +249,7 @@ func (c *Cache) pull(ctx context.Context, e *entry, ref model.Ref) error {
 	if err != nil || j == nil {
 		return err
 	}
+	j.hitch.Store(nil)
 	c.mu.Lock()
 	c.streams.prefer(j, e.rank())
 	c.mu.Unlock()

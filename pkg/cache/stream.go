@@ -26,6 +26,7 @@ func (f *fetcher) pause(ctx context.Context, err error, tries int) error {
 	case "Throttled":
 		return nil // the lane is shut for as long as it takes
 	}
+	f.hitch.Store(&hitch{model.Printable(err.Error()), f.got.Load()})
 	timer := time.NewTimer(max(backoff(tries), min(model.RetryAfter(err), patience)))
 	defer timer.Stop()
 	select {

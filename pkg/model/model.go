@@ -317,7 +317,8 @@ type Update struct {
 	Revision string `json:"revision,omitempty"` // "" until the origin has said what it has
 	Size     int64  `json:"size"`               // bytes, 0 until then
 	Done     int64  `json:"done"`               // bytes on disk
-	// Reason and Message are what it waits for now, or else why its last try failed; "" where neither is so.
+	// Reason and Message are what it waits for now, or else why its last try failed; "" where neither is so. A Message
+	// alone is why nothing comes while it is tried again.
 	Reason  string `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"` // for people
 }
