@@ -88,20 +88,19 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	for range f.workers {
 		group.Go(func() { f.work(ctx) })
 	}
-	keeper.Go(func() { f.keep(ctx) })
-	defer context.AfterFunc(ended, func() {
+	keeper.Go(func() {
+		f.keep(ctx)
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.fail(ended, nil, ended.Err())
-	})()
+		if f.left > 0 && ended.Err() != nil {
+			f.fail(ended, nil, nil) // nobody may be about to find that out
+		}
+	})
 	group.Wait()
 	cancel()
 	keeper.Wait()
 	f.beside.Wait()
-	f.mu.Lock()
-	err := f.err
-	f.mu.Unlock()
-	return errors.Join(err, f.settle(true), j.park())
+	return errors.Join(j.err, f.settle(true), j.park())
 }
 
 // work does what there is to do until nothing is left or something failed.
