@@ -34,8 +34,9 @@ type Cache struct {
 	wake      chan struct{} // to the reconcile loop: something changed
 	streams   *streams
 	pace      *pace
-	fetched   atomic.Int64 // bytes from origins
-	warmed    atomic.Int64 // bytes read ahead
+	fetched   atomic.Int64  // bytes from origins
+	owed      time.Duration // that the scrub has to wait yet; its goroutine's alone
+	warmed    atomic.Int64  // bytes read ahead
 	// elsewhere, where set, reports whether a model, of which nothing is here, goes to another disk. Set before Run.
 	elsewhere func(name string, files []model.File, refused bool) bool
 

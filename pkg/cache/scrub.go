@@ -26,6 +26,8 @@ const DefaultScrubRate = 64 << 20
 
 const (
 	scrubChunk = 1 << 20
+	// scrubWait is the least that is worth a wait: a timer may be a millisecond late, and there may be 100,000 small files.
+	scrubWait = 10 * time.Millisecond
 	// scrubNote is how much of a pass a restart may lose.
 	scrubNote = time.Minute
 )
@@ -179,9 +181,14 @@ func (c *Cache) readSlowly(ctx context.Context, d model.Digest) (model.Digest, e
 		c.mu.Lock()
 		c.scrubbed.Bytes += int64(len(part))
 		c.mu.Unlock()
-		if !sleep(ctx, time.Duration(int64(time.Second)*int64(len(part))/c.cfg.Scrub.Rate)) {
+		c.owed += time.Duration(int64(time.Second) * int64(len(part)) / c.cfg.Scrub.Rate)
+		if c.owed < scrubWait {
+			continue
+		}
+		if !sleep(ctx, c.owed) {
 			return "", ctx.Err()
 		}
+		c.owed = 0
 	}
 }
 

@@ -168,6 +168,32 @@ func TestTheScrubFindsAFlippedBitAndMendsIt(t *testing.T) {
 	})
 }
 
+// TestTheScrubsWaitsForSmallFilesAreMadeTogether: each of its own would be a timer's millisecond.
+func TestTheScrubsWaitsForSmallFilesAreMadeTogether(t *testing.T) {
+	for files, want := range map[int]time.Duration{10: 0, 100: 100 * time.Second / 1024} {
+		bubble(t, func(t *testing.T, root string, o *origin) {
+			small := map[string][]byte{}
+			for i := range files {
+				small[fmt.Sprint(i)] = noise(uint64(i), 1024)
+			}
+			o.put("a", "r1", small)
+			cfg := config(root)
+			cfg.Scrub = Scrub{Every: 24 * time.Hour, Rate: mega}
+			c := open(t, cfg, o)
+			run(t, c)
+			began := time.Now()
+			pull(t, c, "a")
+			time.Sleep(25 * time.Hour)
+			synctest.Wait()
+			require.Equal(t, int64(files)<<10, c.Get().Scrub.Bytes)
+			require.InDelta(t, want, c.Get().Scrub.Ended.Sub(began.Add(24*time.Hour)), float64(scrubWait), "at the rate, but for the last wait")
+			if files == 10 {
+				require.Zero(t, c.Get().Scrub.Ended.Sub(began.Add(24*time.Hour)))
+			}
+		})
+	}
+}
+
 func TestAScrubGoesOnWhereARestartCameBetween(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		o.hold("a", "b", "c", "d")
