@@ -43,6 +43,7 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 		"too long":              {sourcetest.Answer(206, "56789a", tag, ok, "Content-Length: 6"), "WrongLength", false, "announces 6"},
 		"another ETag":          {sourcetest.Answer(206, "56789", `ETag: "v2"`, ok), "Changed", false, `ETag "v2", was "v1"`},
 		"no ETag":               {sourcetest.Answer(206, "56789", ok), "Changed", false, ""},
+		"stored as gzip":        {sourcetest.Answer(206, "56789", tag, ok, "Content-Encoding: gzip"), "Encoded", true, `object llama/m.bin is stored with Content-Encoding "gzip": upload it without`},
 		"precondition failed":   {refuse(412, "PreconditionFailed"), "Changed", false, "changed since it was resolved"},
 		"shrunk":                {refuse(416, "InvalidRange"), "Changed", false, ""},
 		"no such key":           {refuse(404, "NoSuchKey"), "Changed", false, "changed since it was resolved: it is gone: 404 Not Found: NoSuchKey: because"},

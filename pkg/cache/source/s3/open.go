@@ -68,6 +68,9 @@ func checkAnswer(ref model.Ref, out *s3.GetObjectOutput, f model.File, offset, l
 	if got := bareTag(out.ETag); f.Version != "" && got != f.Version {
 		return &model.Error{Reason: "Changed", Text: fmt.Sprintf("%s: changed since it was resolved (ETag %q, was %q)", at, got, f.Version)}
 	}
+	if err := encoded(ref, f.Key, out.ContentEncoding); err != nil {
+		return err
+	}
 	got := aws.ToString(out.ContentRange)
 	switch want := fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, f.Size); {
 	case !whole && got == "":
@@ -79,6 +82,20 @@ func checkAnswer(ref model.Ref, out *s3.GetObjectOutput, f model.File, offset, l
 	if out.ContentLength == nil || *out.ContentLength != length {
 		return &model.Error{Reason: "WrongLength",
 			Text: fmt.Sprintf("%s: want %d bytes, the store announces %d", at, length, aws.ToInt64(out.ContentLength))}
+	}
+	return nil
+}
+
+// encoded refuses an object that clients would unpack: its bytes are not those of the file. aws-chunked is of an upload, and
+// some stores keep it.
+func encoded(ref model.Ref, key string, encoding *string) error {
+	for one := range strings.SplitSeq(aws.ToString(encoding), ",") {
+		switch strings.ToLower(strings.TrimSpace(one)) {
+		case "", "identity", "aws-chunked":
+			continue
+		}
+		return &model.Error{Reason: "Encoded", Final: true,
+			Text: fmt.Sprintf("%s: object %s is stored with Content-Encoding %q: upload it without", ref, key, model.Printable(*encoding))}
 	}
 	return nil
 }

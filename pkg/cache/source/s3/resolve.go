@@ -146,6 +146,9 @@ func (s *Source) head(ctx context.Context, ref model.Ref, f model.File, listed b
 	if out.ContentLength == nil {
 		return f, &model.Error{Reason: "NoSize", Final: true, Text: fmt.Sprintf("%s: object %s: the store does not tell the size", ref, f.Key)}
 	}
+	if err := encoded(ref, f.Key, out.ContentEncoding); err != nil {
+		return f, err
+	}
 	f.Size, f.Version, f.Check = *out.ContentLength, bareTag(out.ETag), checkOf(out)
 	if id := aws.ToString(out.VersionId); id != "" && id != "null" {
 		f.Key += versioned + id

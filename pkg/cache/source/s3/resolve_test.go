@@ -173,6 +173,42 @@ func TestChecksumsOfTheStore(t *testing.T) {
 	}
 }
 
+// What clients would unpack is no file of a model. HEAD, which is asked anyway, says so before anything is fetched.
+func TestAnObjectThatIsStoredAsGzip(t *testing.T) {
+	t.Parallel()
+	for encoding, refused := range map[string]bool{"gzip": true, "aws-chunked,GZIP": true, "br, aws-chunked": true,
+		"": false, "identity": false, "aws-chunked": false, "AWS-Chunked,": false} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Query().Has("list-type"):
+				sourcetest.Answer(200, `<ListBucketResult><Contents><Key>m/config.json</Key><Size>2</Size><ETag>"v1"</ETag></Contents></ListBucketResult>`,
+					"Content-Type: application/xml")(w, r)
+			case strings.HasSuffix(r.URL.Path, "/m/config.json"):
+				sourcetest.Answer(200, "{}", "Content-Length: 2", `ETag: "v1"`, "Content-Encoding: "+encoding)(w, r)
+			default:
+				w.WriteHeader(http.StatusNotFound)
+			}
+		}))
+		s := newSource(t, srv.URL)
+		check := func(name string, err error) {
+			if !refused {
+				require.NoError(t, err, "%q %s", encoding, name)
+				return
+			}
+			sourcetest.Fails(t, err, "Encoded", true,
+				fmt.Sprintf("s3://models/%s: object m/config.json is stored with Content-Encoding %q: upload it without", name, encoding))
+		}
+		for _, name := range []string{"m", "m/", "m/config.json"} {
+			_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/"+name))
+			check(name, err)
+		}
+		// A file whose digest a SHA256SUMS says is not asked for by HEAD.
+		_, err := sourcetest.Read(t, s, sourcetest.Ref(t, "s3://models/m"), model.File{Path: "config.json", Key: "m/config.json", Size: 2, Version: "v1"}, 0, 2)
+		check("m", err)
+		srv.Close()
+	}
+}
+
 func TestAVersionIsReadWhereThatIsAllowed(t *testing.T) {
 	t.Parallel()
 	const content = "0123456789"

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
 // TestContractOnVersitygw runs against a real S3 server, where there is one.
@@ -62,6 +63,20 @@ func TestContractOnVersitygw(t *testing.T) {
 	sourcetest.Contract(t, sourcetest.Store{Source: newSource(t, "http://"+addr), Root: "s3://models/", Put: put, Digests: true, // from x-amz-checksum-sha256
 		Dir: func(t *testing.T, key string) { put(t, key+"/", nil) },
 	}.Origin(t, "s3://models/missing/llama", false))
+
+	for encoding, want := range map[string]string{"gzip": "Encoded", "aws-chunked, br": "Encoded", "identity": "", "aws-chunked": ""} {
+		_, err = client.PutObject(t.Context(), &sdk.PutObjectInput{Bucket: aws.String("models"), Key: aws.String("packed/config.json"),
+			Body: strings.NewReader("{}"), ContentEncoding: aws.String(encoding)})
+		require.NoError(t, err)
+		for _, name := range []string{"packed", "packed/config.json"} {
+			_, err = newSource(t, "http://"+addr).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/"+name))
+			if want == "" {
+				require.NoError(t, err, "%s %s", encoding, name)
+				continue
+			}
+			require.Equal(t, want, model.ReasonOf(err), "%s %s: %v", encoding, name, err)
+		}
+	}
 
 	// In a bucket that keeps versions, what was resolved stays readable.
 	_, err = client.PutBucketVersioning(t.Context(), &sdk.PutBucketVersioningInput{
