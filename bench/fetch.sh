@@ -13,7 +13,7 @@
 #   kill      killed (-9) with 90 % here, and again: what is fetched twice
 #   revision  a second revision that shares 29 of 30 shards
 #   wait      gpu-agent models wait, on a model that is ready
-#   small     FILES (100000) files of 2 KB, from a directory and over HTTP
+#   small     FILES (100000) files of 2 KB, from a directory, over HTTP and from versitygw, and one of them changed
 #   memory    MEMORY_SIZE (4G) in a memory cgroup of LIMIT (128M): needs root and a cgroup that can be written
 # WORK is where the bytes go (default: a new directory in TMPDIR, which should be a disk).
 set -euo pipefail
@@ -51,6 +51,22 @@ serve() {
 	for _ in $(seq 100); do [ -s "$work/address.$name" ] && break; sleep 0.05; done
 	printf -v "$name" %s "$(cat "$work/address.$name")"
 	[ -n "${!name}" ] || { echo "fetch.sh: the origin did not start" >&2; exit 1; }
+}
+# objects DIR flags…: versitygw, whose buckets are the directories in DIR; its address is in $s3.
+objects() {
+	local dir=$1 gateway=${VERSITYGW:-$(command -v versitygw || ls -t "$HOME"/.cache/gpu-agent-e2e/*/versitygw 2>/dev/null | head -n 1)}
+	shift
+	[ -n "$gateway" ] || { echo "no versitygw: set VERSITYGW, or run make e2e once" && return 1; }
+	export AWS_ACCESS_KEY_ID=bench AWS_SECRET_ACCESS_KEY=bench-secret AWS_REGION=us-east-1
+	local port=${S3_PORT:-17070}
+	s3=http://127.0.0.1:$port
+	"$gateway" --access bench --secret bench-secret --port "127.0.0.1:$port" --quiet "$@" posix "$dir" >/dev/null 2>&1 &
+	servers+=($!)
+	for _ in $(seq 100); do (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.1; done
+}
+end_objects() {
+	kill "${servers[-1]}" && wait "${servers[-1]}" 2>/dev/null || true
+	unset 'servers[-1]'
 }
 fresh() { chmod -R u+w "$work/out" && rm -rf "$work/out" && mkdir "$work/out"; }
 # measure PART NAME command…: one run, into an empty out/.
@@ -90,18 +106,9 @@ if wants http; then
 fi
 
 if wants s3; then
-	gateway=${VERSITYGW:-$(command -v versitygw || ls -t "$HOME"/.cache/gpu-agent-e2e/*/versitygw 2>/dev/null | head -n 1)}
-	if [ -z "$gateway" ]; then
-		echo "s3: no versitygw: set VERSITYGW, or run make e2e once"
-	elif ! has s5cmd; then
+	if ! has s5cmd; then
 		echo "s3: no s5cmd on PATH, which puts the files there: github.com/peak/s5cmd"
-	else
-		export AWS_ACCESS_KEY_ID=bench AWS_SECRET_ACCESS_KEY=bench-secret AWS_REGION=us-east-1
-		port=${S3_PORT:-17070} s3=http://127.0.0.1:${S3_PORT:-17070}
-		mkdir "$work/s3/bench"
-		"$gateway" --access bench --secret bench-secret --port "127.0.0.1:$port" --quiet posix "$work/s3" >/dev/null 2>&1 &
-		servers+=($!)
-		for _ in $(seq 100); do (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.1; done
+	elif mkdir "$work/s3/bench" && objects "$work/s3"; then
 		s5cmd --log error --endpoint-url "$s3" cp "$work/www/bench/w*" s3://bench/m/
 		for _ in $(seq "$rounds"); do
 			measure s3 floor bash -c 'cp "$1"/w* "$2" && sync "$2"/w* && "${@:3}" "$2"/w*' - "$work/www/bench" "$work/out" "${digest[@]}"
@@ -110,8 +117,7 @@ if wants s3; then
 			# What s5cmd needs to be as sure of the bytes, and on the disk.
 			measure s3 s5cmd-verified bash -c 's5cmd --endpoint-url "$1" cp "s3://bench/m/*" "$2/" && (sync "$2"/w* & "${@:3}" "$2"/w* & wait)' - "$s3" "$work/out" "${digest[@]}"
 		done
-		kill "${servers[-1]}" && wait "${servers[-1]}" 2>/dev/null || true
-		unset 'servers[-1]'
+		end_objects
 		rm -rf "$work/s3"
 	fi
 fi
@@ -179,6 +185,15 @@ if wants small; then
 	echo "small     file://: $("$work/fetch" -root "$work/out" "file://$work/small/crumbs/")"
 	fresh
 	echo "small     http://: $("$work/fetch" -root "$work/out" "$crumbs/crumbs/")"
+	if objects "$work/small" --keep-alive; then # as S3 itself, and unlike its default
+		fresh
+		echo "small     s3://: $("$work/fetch" -root "$work/out" -endpoint "$s3" s3://crumbs/)"
+		echo "small     and again: $("$work/fetch" -root "$work/out" -endpoint "$s3" s3://crumbs/)"
+		openssl rand 2000 >"$work/small/crumbs/f000000"
+		(cd "$work/small/crumbs" && sha256sum f000000 && grep -v ' f000000$' SHA256SUMS) >"$work/sums" && mv "$work/sums" "$work/small/crumbs/SHA256SUMS"
+		echo "small     and one of them changed: $("$work/fetch" -root "$work/out" -endpoint "$s3" s3://crumbs/)"
+		end_objects
+	fi
 	rm -rf "$work/small"
 fi
 
