@@ -7,7 +7,6 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/config"
 	"github.com/gpu-agent/gpu-agent/pkg/labels"
 )
@@ -90,15 +89,8 @@ func (a *agent) opening(disk string) *opening {
 	return a.opened[disk]
 }
 
-// openCache waits for an agent that holds the cache and is about to go. Sources that could not be built when the agent
-// started are built here, try after try.
+// openCache waits for an agent that holds the cache and is about to go.
 func (a *agent) openCache(ctx context.Context, disk string, c config.Cache, kubelet string, o origins, apart []string) (*cache.Cache, error) {
-	if o.sources == nil {
-		var faults web.Faults
-		if o.sources, faults = buildSources(c); faults != nil {
-			return nil, linesOf(a.now().config, faults)
-		}
-	}
 	was := a.opening(disk)
 	shared := &kubeletDisk{cache: c, kubelet: kubelet, log: a.log}
 	for {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -296,8 +297,32 @@ func (a *agent) addPlugin(w, before *wiring) (err error) {
 
 // origins is what the caches of all disks read from, and the way there, which they share.
 type origins struct {
-	sources map[string]cache.Source // nil where they could not be built yet
+	sources map[string]cache.Source
+	waiting []*unbuilt // of them
 	line    *cache.Line
+}
+
+// faults is what is wrong with the settings of the sources.
+func (o origins) faults() (all web.Faults) {
+	for _, u := range o.waiting {
+		all = append(all, u.faults...)
+	}
+	return all
+}
+
+// await fails while a source cannot be built: run again and again, it says so as long as it is so.
+func (o origins) await(ctx context.Context) error {
+	var all []string
+	for _, u := range o.waiting {
+		if _, err := u.source(); err != nil {
+			all = append(all, err.Error())
+		}
+	}
+	if len(all) > 0 {
+		return errors.New(strings.Join(all, "; "))
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // addCache adds the caches, a part for each disk: what ails one is its own.
@@ -309,18 +334,20 @@ func (a *agent) addCache(w, before *wiring) (err error) {
 		streams   int
 		bandwidth config.Bandwidth
 	}
-	var wrong faultLines
-	w.origins, err = again(w, before, part{"origins", c.Enabled, of{c.Sources, c.Streams, c.Bandwidth}}, before.origins, func() (origins, error) {
-		sources, faults := buildSources(c)
-		wrong = linesOf(w.config, faults)
-		return origins{sources, cache.NewLine(c.Streams, bandwidth(c.Bandwidth))}, nil
+	p := part{"origins", c.Enabled, of{c.Sources, c.Streams, c.Bandwidth}}
+	w.origins, err = again(w, before, p, before.origins, func() (origins, error) {
+		sources, waiting := buildSources(c, func(f web.Faults) faultLines { return linesOf(a.now().config, f) })
+		return origins{sources, waiting, cache.NewLine(c.Streams, bandwidth(c.Bandwidth))}, nil
 	})
+	o := w.origins
+	w.task(before, part{"sources", len(o.waiting) > 0, p.of}, o.await)
+	var wrong faultLines // that was not so before
 	if c.Enabled {
 		had := ""
 		if before.config.Cache.Enabled {
-			had = referenceFaults(before.config.Cache).Error()
+			had = append(before.origins.faults(), referenceFaults(before.config.Cache)...).Error()
 		}
-		for _, f := range referenceFaults(w.config.Cache) {
+		for _, f := range append(o.faults(), referenceFaults(w.config.Cache)...) {
 			if !strings.Contains(had, f.Err.Error()) {
 				wrong = append(wrong, linesOf(w.config, web.Faults{f})...)
 			}
@@ -343,7 +370,7 @@ func (a *agent) addCache(w, before *wiring) (err error) {
 	for _, d := range append([]config.Disk{{Root: c.Root, Limit: c.Limit}}, c.Disks...) {
 		on := one{c.Only(d), slices.Clone(apart), w.config.DevicePlugin.KubeletDir}
 		w.task(before, part{diskPart(d.Name), c.Enabled, on}, func(ctx context.Context) error {
-			return a.runCache(ctx, d.Name, on.cache, on.kubelet, w.origins, on.apart)
+			return a.runCache(ctx, d.Name, on.cache, on.kubelet, o, on.apart)
 		})
 		apart = append(apart, d.Root)
 	}

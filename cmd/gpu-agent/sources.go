@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/az"
@@ -75,28 +79,79 @@ func mirrors(list []config.Mirror) (all []web.Mirror) {
 	return all
 }
 
-// buildSources builds what the cache pulls from, by scheme; all of them, or it fails with the faults of all, whose keys
-// are those of the file.
-func buildSources(cfg config.Cache) (map[string]cache.Source, web.Faults) {
-	sources, all := map[string]cache.Source{}, web.Faults(nil)
+// make builds the source. What is wrong with its settings has the keys of the file.
+func (k kind) make() (cache.Source, web.Faults) {
+	source, err := k.build()
+	faults, known := errors.AsType[web.Faults](err)
+	if err != nil && !known {
+		faults.Add("", err)
+	}
+	for i := range faults {
+		faults[i].Key = strings.TrimSuffix("cache.sources."+k.name+"."+faults[i].Key, ".")
+	}
+	return source, faults
+}
+
+// unbuilt stands for a source whose settings are wrong, or name a file that is not here. What has to be read from it
+// fails with that, and what is here already, and the other sources, see nothing of it.
+type unbuilt struct {
+	kind   kind
+	faults web.Faults // when it was tried first
+	lines  func(web.Faults) faultLines
+
+	mu   sync.Mutex
+	made cache.Source // once it can be: a Secret may come late
+}
+
+// source is what u stands for, tried again at each call.
+func (u *unbuilt) source() (cache.Source, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.made != nil {
+		return u.made, nil
+	}
+	source, faults := u.kind.make()
+	if len(faults) == 0 {
+		u.made = source
+		return source, nil
+	}
+	// A file may come or become another; a setting is what it is until an edit, which makes other sources.
+	final := slices.ContainsFunc(faults, func(f web.Fault) bool { return f.Cause == web.Setting })
+	return nil, &model.Error{Reason: "BadConfig", Text: u.lines(faults).Error(), Final: final}
+}
+
+// Resolve is that of the source.
+func (u *unbuilt) Resolve(ctx context.Context, ref model.Ref) (model.Manifest, error) {
+	source, err := u.source()
+	if err != nil {
+		return model.Manifest{}, err
+	}
+	return source.Resolve(ctx, ref)
+}
+
+// Open is that of the source.
+func (u *unbuilt) Open(ctx context.Context, ref model.Ref, f model.File, offset, n int64) (io.ReadCloser, error) {
+	source, err := u.source()
+	if err != nil {
+		return nil, err
+	}
+	return source.Open(ctx, ref, f, offset, n)
+}
+
+// buildSources builds what the cache pulls from, by scheme, and names those that stand for others. lines tells faults.
+func buildSources(cfg config.Cache, lines func(web.Faults) faultLines) (sources map[string]cache.Source, waiting []*unbuilt) {
+	sources = map[string]cache.Source{}
 	for _, k := range kinds(cfg) {
-		source, err := k.build()
-		faults, known := errors.AsType[web.Faults](err)
-		if err != nil && !known {
-			faults.Add("", err)
-		}
-		for _, f := range faults {
-			f.Key = strings.TrimSuffix("cache.sources."+k.name+"."+f.Key, ".")
-			all = append(all, f)
+		source, faults := k.make()
+		if len(faults) > 0 {
+			u := &unbuilt{kind: k, faults: faults, lines: lines}
+			source, waiting = u, append(waiting, u)
 		}
 		for _, scheme := range k.schemes {
 			sources[scheme] = source
 		}
 	}
-	if len(all) > 0 {
-		return nil, all
-	}
-	return sources, nil
+	return sources, waiting
 }
 
 // referenceFaults are the sources of models that can never be read.
@@ -121,11 +176,15 @@ func sourceFaults(c config.Config) (told []config.Fault) {
 	if !c.Cache.Enabled {
 		return nil
 	}
-	_, faults := buildSources(c.Cache)
+	var faults web.Faults
+	for _, k := range kinds(c.Cache) {
+		_, wrong := k.make()
+		faults = append(faults, wrong...)
+	}
 	for _, f := range append(faults, referenceFaults(c.Cache)...) {
 		fault := config.Fault{Key: f.Key, Text: f.Err.Error(), Note: f.Cause == web.Machine}
 		if fault.Note {
-			fault.Text += "; the model cache stays closed on nodes where it is so"
+			fault.Text += "; nothing is pulled from this source on nodes where it is so"
 		}
 		told = append(told, fault)
 	}
