@@ -1,6 +1,7 @@
 package http_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	nethttp "net/http"
@@ -180,6 +181,107 @@ func TestResolveFindsTheSizeOfOneFile(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, []model.File{{Path: "m x.bin", Key: "/dir/m%20x.bin", Size: c.size, Version: c.version, Digest: model.Digest(hex)}}, m.Files)
 		})
+	}
+}
+
+// The page about a model, a login or a portal is not the file that was asked for.
+func TestAWebPageIsNoModel(t *testing.T) {
+	t.Parallel()
+	const page, what = "<html>login</html>", ": a web page (text/html) and not a file: "
+	digest := fmt.Sprintf("%x", sha256.Sum256([]byte(page)))
+	const otherwise = "name the file's own address, or look at what stands between; a page that is wanted is named with its #sha256"
+	for path, c := range map[string]struct{ kind, want string }{
+		"/html":                     {"text/html", what + otherwise},
+		"/m.gguf?sig=SECRET":        {"Text/HTML; charset=utf-8", what + otherwise},
+		"/m.bin":                    {"application/xhtml+xml", ": a web page (application/xhtml+xml) and not a file: " + otherwise},
+		"/m.html.bin":               {"text/html", what + otherwise},
+		"/a.html":                   {"text/html", ""},
+		"/a.HTM":                    {"text/html", ""},
+		"/a.xhtml":                  {"application/xhtml+xml", ""},
+		"/pinned#sha256=" + digest:  {"text/html", ""},
+		"/README.txt":               {"text/plain", ""},
+		"/nonsense":                 {"text/html/x", ""},
+		"/none":                     {"", ""},
+		"/listed/":                  {"text/html", ""}, // the digest decides
+		"/listed/" + model.SumsName: {"text/html", ""},
+	} {
+		serve := func(w nethttp.ResponseWriter, r *nethttp.Request) {
+			w.Header()["Content-Type"] = []string{c.kind}
+			if strings.HasSuffix(r.URL.Path, model.SumsName) {
+				_, _ = io.WriteString(w, digest+"  page\n")
+				return
+			}
+			nethttp.ServeContent(w, r, "", time.Time{}, strings.NewReader(page))
+		}
+		srv := httptest.NewServer(nethttp.HandlerFunc(serve))
+		_, err := newSource(t, http.Config{}).Resolve(t.Context(), sourcetest.Ref(t, srv.URL+path))
+		srv.Close()
+		if c.want == "" {
+			require.NoError(t, err, path)
+			continue
+		}
+		name, _, _ := strings.Cut(path, "?")
+		sourcetest.Fails(t, err, "WrongAnswer", true, srv.URL+name+c.want)
+	}
+}
+
+// A HEAD may be of another kind than what is read, and an empty file's 416 comes with a page.
+func TestAPageIsOneToARead(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		serve nethttp.HandlerFunc
+		size  int64
+	}{
+		"HEAD is a page": {func(w nethttp.ResponseWriter, r *nethttp.Request) {
+			w.Header().Set("Content-Type", map[bool]string{true: "text/html", false: "application/octet-stream"}[r.Method == nethttp.MethodHead])
+			nethttp.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
+		}, 20},
+		"empty": {func(w nethttp.ResponseWriter, r *nethttp.Request) {
+			if r.Method == nethttp.MethodHead {
+				return
+			}
+			sourcetest.Answer(416, "<html>", "Content-Type: text/html", "Content-Range: bytes */0")(w, r)
+		}, 0},
+	} {
+		srv := httptest.NewServer(c.serve)
+		m, err := newSource(t, http.Config{}).Resolve(t.Context(), sourcetest.Ref(t, srv.URL+"/m"))
+		srv.Close()
+		require.NoError(t, err, name)
+		require.Equal(t, c.size, m.Files[0].Size, name)
+	}
+}
+
+// Whoever copies the address of a hub's page is told how to write the model; who is led elsewhere, where to.
+func TestAPageOfAHubNamesTheModel(t *testing.T) {
+	t.Parallel()
+	proxy := httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		switch {
+		case r.Host == "hf.co":
+			nethttp.Redirect(w, r, "http://huggingface.co"+r.URL.Path, nethttp.StatusFound)
+		case strings.HasSuffix(r.URL.Path, ".bin"):
+			nethttp.Redirect(w, r, "http://portal.example/login?from=SECRET", nethttp.StatusFound)
+		default:
+			sourcetest.Answer(200, "<html>", "Content-Type: text/html")(w, r)
+		}
+	}))
+	defer proxy.Close()
+	s := newSource(t, http.Config{AllowPlain: true, Proxy: proxy.URL})
+	const page, moved = ": a web page (text/html) and not a file: write ", ": a web page of huggingface.co (text/html) and not a file: write "
+	const portal = ": a web page of portal.example (text/html) and not a file: name the file's own address, or look at what stands between"
+	for address, want := range map[string]string{
+		"http://huggingface.co/org/name":                    page + "hf://org/name for the model",
+		"http://huggingface.co/org/name/tree/main":          page + "hf://org/name for the model",
+		"http://hf.co/org/name/blob/main/config.json":       moved + "hf://org/name for the model",
+		"http://huggingface.co/datasets/org/name":           page + "hf://organization/name for the model",
+		"http://huggingface.co/models":                      page + "hf://organization/name for the model",
+		"http://www.modelscope.cn/models/org/name/summary":  page + "ms://org/name for the model",
+		"http://modelscope.cn/models/org/name":              page + "ms://org/name for the model",
+		"http://modelscope.cn/home":                         page + "ms://organization/name for the model",
+		"http://huggingface.co/org/name/resolve/main/m.bin": portal,
+		"http://models.example/m.bin":                       portal,
+	} {
+		_, err := s.Resolve(t.Context(), sourcetest.Ref(t, address))
+		sourcetest.Fails(t, err, "WrongAnswer", true, address+want)
 	}
 }
 

@@ -131,6 +131,9 @@ func (s *Source) probe(ctx context.Context, ref model.Ref, f model.File) (model.
 		}
 		size, err := s.size(req, resp)
 		resp.Body.Close()
+		if err == nil {
+			err = pageError(req.URL, resp, f)
+		}
 		// A HEAD that says 0 is more often a careless server than an empty file.
 		if method == http.MethodHead && (size <= 0 || err != nil) && headMayLie(resp.StatusCode) {
 			continue

@@ -1,0 +1,54 @@
+package http
+
+import (
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
+	"github.com/gpu-agent/gpu-agent/pkg/model"
+)
+
+// pageError refuses a web page that comes in place of f: the page about a model, a login, a portal. Whoever wants a page names
+// it .html, or its digest.
+func pageError(u *url.URL, resp *http.Response, f model.File) error {
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent || f.Digest != "" {
+		return nil
+	}
+	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil || kind != "text/html" && kind != "application/xhtml+xml" {
+		return nil
+	}
+	switch strings.ToLower(path.Ext(f.Path)) {
+	case ".html", ".htm", ".xhtml":
+		return nil
+	}
+	at, from := resp.Request.URL, ""
+	if at.Host != u.Host {
+		from = " of " + at.Host
+	}
+	return &model.Error{Reason: "WrongAnswer", Final: true,
+		Text: fmt.Sprintf("%s: a web page%s (%s) and not a file: %s", web.Bare(u), from, kind, instead(at.Hostname(), u.EscapedPath()))}
+}
+
+// instead is what to write in place of an address with path, for which host gives a page.
+func instead(host, path string) string {
+	scheme, below := "", ""
+	switch strings.TrimPrefix(strings.ToLower(host), "www.") {
+	case "huggingface.co":
+		scheme = "hf"
+	case "modelscope.cn":
+		scheme, below = "ms", "models/"
+	default:
+		return "name the file's own address, or look at what stands between; a page that is wanted is named with its #sha256"
+	}
+	org, rest, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, "/"), below), "/")
+	name, _, _ := strings.Cut(rest, "/")
+	if name == "" || org == "datasets" || org == "spaces" {
+		org, name = "organization", "name"
+	}
+	return fmt.Sprintf("write %s://%s/%s for the model", scheme, org, name)
+}
