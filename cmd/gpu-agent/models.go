@@ -281,6 +281,11 @@ func modelsWait() *cobra.Command {
 				return usageError{fmt.Errorf("--root %s: want the models directory of the cache, mounted here", root)}
 			}
 			dir := filepath.Join(root, "by-name", filepath.Base(path))
+			if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+				if err := checkRevision(root, filepath.Base(path)); err != nil {
+					return err
+				}
+			}
 			if err := awaitDir(cmd.Context(), root, dir, timeout, cmd.ErrOrStderr()); err != nil {
 				return err
 			}
@@ -291,6 +296,35 @@ func modelsWait() *cobra.Command {
 	cmd.Flags().StringVar(&root, "root", "/models", "`DIR` where the cache's models directory is mounted")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this long, with exit code 3; 0: never")
 	return cmd
+}
+
+// checkRevision refuses NAME@REVISION where nothing of that name can come: every revision is a commit or a digest.
+func checkRevision(root, name string) error {
+	of, revision, one := strings.Cut(name, "@")
+	if !one || len(revision) == 12 && strings.Trim(revision, "0123456789abcdef") == "" {
+		return nil
+	}
+	here, _ := filepath.Glob(filepath.Join(root, "by-name", of+"@*"))
+	for i, path := range here {
+		_, here[i], _ = strings.Cut(filepath.Base(path), "@")
+	}
+	has := ""
+	if len(here) > 0 {
+		has = fmt.Sprintf("; model %s has %s here", of, strings.Join(here, ", "))
+	}
+	return usageError{fmt.Errorf("%s: want NAME, or NAME@ and the first 12 characters of a revision, as gpu-agent models ls shows it: %q is none%s", name, revision, has)}
+}
+
+// checkModelsDir refuses the root of the cache, in which no model ever appears.
+func checkModelsDir(root string) error {
+	is := func(parts ...string) bool {
+		info, err := os.Stat(filepath.Join(append([]string{root}, parts...)...))
+		return err == nil && info.IsDir()
+	}
+	if models := filepath.Join(root, "models"); !is("by-name") && is("models", "by-name") {
+		return usageError{fmt.Errorf("--root %s: that is the cache's root: want its models directory, --root %s", root, models)}
+	}
+	return nil
 }
 
 // awaitDir returns once dir, in the by-name folder of root, is there.
@@ -305,6 +339,9 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 			return nil
 		case err != nil && !errors.Is(err, os.ErrNotExist):
 			return fmt.Errorf("wait for %s: %w", dir, err)
+		}
+		if err := checkModelsDir(root); err != nil {
+			return err
 		}
 		if first { // and look once more, at what came before the watch
 			fmt.Fprintf(log, "waiting for %s\n", dir)
