@@ -132,6 +132,9 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 	case !known && e.Reason == "Changed": // nothing was asked for that could
 		e.Reason, e.Final = "Refused", true
 	}
+	if s.cached != nil && (e.Reason == "Forbidden" || e.Reason == "Expired") {
+		s.cached.Invalidate() // the next try may get others
+	}
 	switch e.Reason {
 	case "Throttled":
 		e.RetryAfter = retryAfter(resp)

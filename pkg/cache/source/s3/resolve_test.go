@@ -368,6 +368,66 @@ func TestCredentialsAreReadAgain(t *testing.T) {
 	require.ErrorContains(t, err, file)
 }
 
+// keyed is a store that takes one access key, and lets nobody else see that there is nothing at models/m.
+func keyed(t *testing.T, key, code string) string {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.Header.Get("Authorization"), "Credential="+key+"/") {
+			refuse(http.StatusForbidden, code)(w, r)
+			return
+		}
+		sourcetest.Answer(http.StatusOK, "<ListBucketResult/>", "Content-Type: application/xml")(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func TestCorrectedCredentialsCountAtOnce(t *testing.T) {
+	t.Parallel()
+	file := credentialsFile(t)
+	s, err := s3.New(s3.Config{Endpoint: keyed(t, "AKIDRIGHT", "SignatureDoesNotMatch"), PathStyle: true, CredentialsFile: file})
+	require.NoError(t, err)
+	t.Cleanup(s.CloseIdle)
+	for _, want := range [][2]string{{"AKIDWRONG", "Forbidden"}, {"AKIDRIGHT", "NotFound"}, {"AKIDWRONG", "Forbidden"}} {
+		require.NoError(t, os.WriteFile(file, []byte("[default]\naws_access_key_id = "+want[0]+"\naws_secret_access_key = sEcReT\n"), 0o600))
+		_, err = s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
+		require.Equal(t, want[1], model.ReasonOf(err), "%s: %v", want[0], err)
+	}
+}
+
+// What the default chain gave is kept, until it is refused.
+func TestRefusedCredentialsOfTheChainAreAskedForAnew(t *testing.T) {
+	var key atomic.Pointer[string]
+	var asked atomic.Int32
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		fmt.Fprintf(w, `{"AccessKeyId": %q, "SecretAccessKey": "sEcReT", "Token": "t"}`, *key.Load())
+	}))
+	defer agent.Close()
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+		"AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/nowhere")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.URL)
+	for code, reason := range map[string]string{"InvalidAccessKeyId": "Forbidden", "ExpiredToken": "Expired"} {
+		s, err := s3.New(s3.Config{Endpoint: keyed(t, "AKIDRIGHT", code), PathStyle: true})
+		require.NoError(t, err)
+		resolve := func(want string, times int32) {
+			_, err := s.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
+			require.Equal(t, want, model.ReasonOf(err), "%s: %v", code, err)
+			require.Equal(t, times, asked.Swap(0), code)
+		}
+		key.Store(new("AKIDOLD"))
+		resolve(reason, 1)
+		resolve(reason, 1)
+		key.Store(new("AKIDRIGHT"))
+		resolve("NotFound", 1)
+		resolve("NotFound", 0)
+		s.CloseIdle()
+	}
+}
+
 func TestAListingWithoutEndIsNotFollowed(t *testing.T) {
 	t.Parallel()
 	var more atomic.Pointer[func(int) bool]

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -30,7 +29,7 @@ type Config struct {
 	Region          string   // "" for what the environment says, or us-east-1 where Endpoint is set
 	PathStyle       bool     // endpoint/bucket/key instead of bucket.endpoint/key
 	Anonymous       bool     // sign nothing: public buckets
-	CredentialsFile string   // in the form of ~/.aws/credentials, profile default, read anew each minute; "" for the default chain
+	CredentialsFile string   // in the form of ~/.aws/credentials, profile default, read anew for each request; "" for the default chain
 	CAFile          string   // PEM certificates to trust beside the system's; "" for those of AWS_CA_BUNDLE
 	Proxy           string   // http://host:port of a proxy to the store; "" for what the environment says
 	Mirrors         []string // addresses below which other servers have the objects, at bucket/key: see web.ObjectMirrors
@@ -43,7 +42,8 @@ type Source struct {
 	client   *s3.Client
 	idle     *http.Transport
 	mirrors  *web.ObjectMirrors
-	endpoint string // for error texts
+	endpoint string                // for error texts
+	cached   *aws.CredentialsCache // what the default chain gave, until it ends or is refused; nil where there is none
 
 	unversioned sync.Map // buckets whose versions may not be read, by name
 }
@@ -92,12 +92,14 @@ func New(c Config) (*Source, error) {
 	if err := faults.Of("s3"); err != nil {
 		return nil, err
 	}
+	var cached *aws.CredentialsCache
 	switch {
 	case c.Anonymous:
 		cfg.Credentials = aws.AnonymousCredentials{}
 	case c.CredentialsFile != "":
-		cfg.Credentials = aws.NewCredentialsCache(fromFile(c.CredentialsFile))
+		cfg.Credentials = fromFile(c.CredentialsFile)
 	case cfg.Credentials != nil:
+		cached, _ = cfg.Credentials.(*aws.CredentialsCache)
 		cfg.Credentials = explained{cfg.Credentials}
 	}
 	api := s3.NewFromConfig(cfg, func(o *s3.Options) {
@@ -112,7 +114,7 @@ func New(c Config) (*Source, error) {
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	})
-	return &Source{client: api, idle: transport, mirrors: mirrors, endpoint: c.Endpoint}, nil
+	return &Source{client: api, idle: transport, mirrors: mirrors, endpoint: c.Endpoint, cached: cached}, nil
 }
 
 // CloseIdle closes the connections that are kept for the next request.
@@ -133,15 +135,14 @@ func check(c Config) (faults web.Faults) {
 	return faults
 }
 
-// fromFile reads the file again each minute, so that credentials may rotate.
+// fromFile reads the file each time it is asked, so that credentials may rotate, and be corrected.
 func fromFile(file string) aws.CredentialsProviderFunc {
 	return func(ctx context.Context) (aws.Credentials, error) {
 		c, err := readCredentials(ctx, file)
 		if err != nil {
-			return c, &model.Error{Reason: "Credentials", Text: "S3 credentials", Err: err}
+			err = &model.Error{Reason: "Credentials", Text: "S3 credentials", Err: err}
 		}
-		c.CanExpire, c.Expires = true, time.Now().Add(time.Minute)
-		return c, nil
+		return c, err
 	}
 }
 
