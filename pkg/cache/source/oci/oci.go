@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -40,6 +41,7 @@ const maxRedirects = 5
 // Source reads scheme oci. Safe for concurrent use.
 type Source struct {
 	client *auth.Client
+	logins *logins
 	idle   *http.Transport
 	plain  map[string]bool
 
@@ -55,7 +57,7 @@ func New(c Config) (*Source, error) {
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
-	s := &Source{plain: faults.Hosts("plainHosts", c.PlainHosts), idle: faults.Transport(c.CAFile, c.Proxy, c.Streams)}
+	s := &Source{logins: newLogins(), plain: faults.Hosts("plainHosts", c.PlainHosts), idle: faults.Transport(c.CAFile, c.Proxy, c.Streams)}
 	var wrong web.Faults
 	s.mirrors, wrong = web.NewMirrors(c.Mirrors, s.mayAsk)
 	faults = append(faults, wrong...)
@@ -69,7 +71,7 @@ func New(c Config) (*Source, error) {
 	s.client = &auth.Client{
 		Client: &http.Client{Transport: guard{s}, CheckRedirect: s.redirect}, // and no retries: the fetcher retries
 		Header: http.Header{"User-Agent": {c.UserAgent}},
-		Cache:  auth.NewCache(),
+		Cache:  s.logins,
 	}
 	if c.CredentialsFile == "" {
 		return s, nil
@@ -82,6 +84,34 @@ func New(c Config) (*Source, error) {
 		return store.Get(ctx, credentials.ServerAddressFromHostname(host))
 	}
 	return s, nil
+}
+
+// logins are what registries took to let us in. A 401 has them replaced; some registries, as ECR, say 403 of a password that
+// has ended.
+type logins struct{ kept atomic.Pointer[auth.Cache] }
+
+func newLogins() *logins {
+	l := &logins{}
+	l.forget()
+	return l
+}
+
+// forget has the next request log in anew.
+func (l *logins) forget() { l.kept.Store(new(auth.NewCache())) }
+
+// GetScheme implements auth.Cache.
+func (l *logins) GetScheme(ctx context.Context, host string) (auth.Scheme, error) {
+	return (*l.kept.Load()).GetScheme(ctx, host)
+}
+
+// GetToken implements auth.Cache.
+func (l *logins) GetToken(ctx context.Context, host string, scheme auth.Scheme, key string) (string, error) {
+	return (*l.kept.Load()).GetToken(ctx, host, scheme, key)
+}
+
+// Set implements auth.Cache.
+func (l *logins) Set(ctx context.Context, host string, scheme auth.Scheme, key string, fetch func(context.Context) (string, error)) (string, error) {
+	return (*l.kept.Load()).Set(ctx, host, scheme, key, fetch)
 }
 
 // CloseIdle closes the connections that are kept for the next request.
@@ -208,6 +238,9 @@ func (s *Source) do(req *http.Request, moved bool) (*http.Response, error) {
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		resp.Body.Close()
+		if resp.StatusCode == http.StatusForbidden {
+			s.logins.forget()
+		}
 		return nil, statusError(req.URL, resp, moved)
 	}
 	if err := web.EncodingError(req.URL, resp); err != nil {

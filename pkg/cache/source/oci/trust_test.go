@@ -91,6 +91,44 @@ func TestATokenIsHadOnceAndKept(t *testing.T) {
 	require.Equal(t, "Forbidden", model.ReasonOf(err), "a login of another registry is not tried: %v", err)
 }
 
+// ECR says 403 of a password whose twelve hours are over.
+func TestALoginThatIsRefusedIsReadAnew(t *testing.T) {
+	t.Parallel()
+	for name, bearer := range map[string]bool{"basic": false, "bearer": true} {
+		reg, host := newRegistry(t)
+		reg.layer("application/x", "m", []byte(text))
+		var password atomic.Pointer[string]
+		password.Store(new("0ld"))
+		reg.answer(func(w http.ResponseWriter, r *http.Request) bool {
+			_, given, _ := r.BasicAuth()
+			switch token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "); {
+			case r.URL.Path == "/token":
+				return answer(200, fmt.Sprintf(`{"token": %q}`, given))(w, r)
+			case token == "" && bearer:
+				return answer(401, "", "WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="r"`, host))(w, r)
+			case token == "":
+				return answer(401, "", "WWW-Authenticate", `Basic realm="x"`)(w, r)
+			case given != *password.Load() && token != *password.Load():
+				return answer(403, `{"errors":[{"code":"DENIED","message":"Your authorization token has expired"}]}`)(w, r)
+			}
+			return false
+		})
+		config := sourcetest.Secret(t, logins(host, "AWS", "0ld"))
+		s, ref := newSource(t, oci.Config{CredentialsFile: config}), sourcetest.Ref(t, "oci://"+host+"/m:v1")
+		_, err := readAll(t, s, ref, text)
+		require.NoError(t, err, name)
+		password.Store(new("n3w"))
+		for range 2 {
+			_, err = readAll(t, s, ref, text)
+			require.Equal(t, "Forbidden", model.ReasonOf(err), "%s: %v", name, err)
+		}
+		require.NoError(t, os.WriteFile(config, []byte(logins(host, "AWS", "n3w")), 0o600))
+		got, err := readAll(t, s, ref, text)
+		require.NoError(t, err, name)
+		require.Equal(t, "234", got)
+	}
+}
+
 func TestARegistryThatIsNeverContentIsAskedTwice(t *testing.T) {
 	t.Parallel()
 	reg, host := newRegistry(t)
