@@ -66,7 +66,7 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	for _, s := range j.slots {
 		s.inflight = 0
 		if !s.small {
-			s.opening, s.plain, s.taken, s.stop = false, false, 0, nil // of a file that was wrong it is the last run's
+			s.opening, s.plain, s.taken, s.stop = false, !s.pinned(), 0, nil // of a file that was wrong it is the last run's
 		}
 		switch {
 		case s.sum != "":
@@ -189,6 +189,12 @@ func (f *fetcher) claimLarge(ctx context.Context) (claim, bool) {
 	best.claimed[range_] = true
 	l := f.begin(best, range_, time.Now())
 	return claim{best, range_, l.ctx, l}, true
+}
+
+// pinned reports whether parts of s from several answers are sure to be of one content: each answer is of its version, or
+// what they make together has a checksum.
+func (s *slot) pinned() bool {
+	return s.file.Digest != "" || s.file.Check != "" || s.file.Version != ""
 }
 
 func (s *slot) start(ctx context.Context) { s.ctx, s.stop = context.WithCancel(ctx) }

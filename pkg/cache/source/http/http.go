@@ -1,6 +1,6 @@
 // Package http reads models from web servers: one file, or the files that a SHA256SUMS lists.
 //
-// Reads are pinned to what Resolve saw: by a strong ETag, else by Last-Modified, else by size alone.
+// Reads are pinned to what Resolve saw: by a strong ETag, else by Last-Modified. A file without either has no version.
 // Requests are HTTP/1.1 on purpose: HTTP/2 would put all parallel ranges on one TCP connection.
 package http
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -146,12 +147,19 @@ func statusError(u *url.URL, resp *http.Response) error {
 	return e
 }
 
-// version is the strong ETag, which If-Match can use (RFC 9110, 13.1.1), or Last-Modified, or "".
+// version is the strong ETag, which If-Match can use (RFC 9110, 13.1.1), or Last-Modified, or "". A file that was changed
+// in the second of the answer may change again in it, and Last-Modified says nothing of that (8.8.2.2).
 func version(h http.Header) string {
 	if etag := h.Get("ETag"); strings.HasPrefix(etag, `"`) {
 		return etag
 	}
-	return h.Get("Last-Modified")
+	modified := h.Get("Last-Modified")
+	at, err := http.ParseTime(modified)
+	now, errNow := http.ParseTime(h.Get("Date"))
+	if err != nil || errNow != nil || now.Sub(at) < time.Second {
+		return ""
+	}
+	return modified
 }
 
 func orNone(version string) string {
