@@ -149,3 +149,14 @@ func ofDisk(err error) error {
 	}
 	return err
 }
+
+// link gives a content another name.
+func (c *Cache) link(from, to string) error {
+	err := c.disk.Link(from, to)
+	if errors.Is(err, syscall.EMLINK) {
+		return &model.Error{Reason: "TooManyLinks", Final: true, Err: err, Text: "the filesystem has no further name for content that many " +
+			"files share, most often empty ones (ext4 has 65,000, and a file of a model takes up to two): remove models that have " +
+			"it, leave such files out, or give the cache an XFS disk"}
+	}
+	return err
+}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -326,5 +327,22 @@ func TestWhatIsPromisedStaysWhileTheCacheOfARepairedDiskIsOpenedAgain(t *testing
 			require.Equal(t, model.Ready, promised(), "as when the agent ends")
 		}
 		require.False(t, c.sealed)
+	})
+}
+
+func TestAFilesystemThatHasNoFurtherNameForAContentSaysSo(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "r1", weights(1))
+		cfg := config(root)
+		cfg.disk.Fault = func(op, path string) error {
+			if op == "link" && filepath.Base(path) == "copy" {
+				return syscall.EMLINK
+			}
+			return nil
+		}
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		require.Contains(t, failed(t, c, "a", "TooManyLinks").Message, "give the cache an XFS disk")
 	})
 }

@@ -422,7 +422,7 @@ func (c *Cache) layOut(e *entry, ref model.Ref, m model.Manifest) (*job, error) 
 		if !ok || size != s.file.Size {
 			continue
 		}
-		if err := c.disk.Link(c.at.blob(s.file.Digest), s.path()); err != nil {
+		if err := c.link(c.at.blob(s.file.Digest), s.path()); err != nil {
 			return nil, err
 		}
 		s.sum, s.linked = s.file.Digest, true

@@ -128,10 +128,10 @@ func (c *Cache) nameBlobs(j *job) error {
 				return err
 			}
 		}
-		err := c.disk.Link(s.path(), blob)
+		err := c.link(s.path(), blob)
 		if errors.Is(err, fs.ErrExist) { // damaged, or not counted
 			if err = c.disk.Remove(blob); err == nil {
-				err = c.disk.Link(s.path(), blob)
+				err = c.link(s.path(), blob)
 			}
 		}
 		if err != nil {
@@ -176,7 +176,7 @@ func (c *Cache) build(aside string, files []model.File, texts map[string]string)
 	for _, f := range files {
 		to, err := place(f.Path)
 		if err == nil {
-			err = c.disk.Link(c.at.blob(f.Digest), to)
+			err = c.link(c.at.blob(f.Digest), to)
 		}
 		if err != nil {
 			return err
