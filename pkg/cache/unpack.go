@@ -91,6 +91,10 @@ func (c *Cache) resumeUnpacked(s *slot) (bool, error) {
 			s.sum, s.unpacked, s.members, s.own = saved.Sum, true, saved.Members, own
 			return true, c.disk.Remove(s.path())
 		}
+		// Or it would say, once there are blocks for the archive to come again into, that all of it is there.
+		if err := c.disk.Remove(s.journal()); err != nil {
+			return false, err
+		}
 	}
 	return false, c.disk.RemoveTree(s.dir())
 }
@@ -109,7 +113,7 @@ func (c *Cache) linkUnpacked(s *slot) (bool, error) {
 		return false, err
 	}
 	for n, m := range contents(members) {
-		if err := c.disk.Link(c.at.blob(m.Digest), s.content(n)); err != nil {
+		if err := c.link(c.at.blob(m.Digest), s.content(n)); err != nil {
 			return false, err
 		}
 	}

@@ -208,6 +208,37 @@ func TestWhatIsUnpackedSurvivesARestart(t *testing.T) {
 	})
 }
 
+// TestAnArchiveWhoseMembersWentIsNotTakenForWhole kills the agent once there are blocks for the archive to come again into.
+func TestAnArchiveWhoseMembersWentIsNotTakenForWhole(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := map[string][]byte{"w": noise(1, 200_000)}
+		o.layered("a", "r1", model.Directory, nil, tarball(t, "", false, files))
+		cfg := config(root)
+		cfg.disk.Fault = func(op, path string) error { // revealing begins with this
+			if op == "link" && filepath.Base(filepath.Dir(filepath.Dir(path))) == "sha256" {
+				return errCrash
+			}
+			return nil
+		}
+		c := open(t, cfg, o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		failed(t, c, "a", "Failed")
+		stop()
+		s := c.models["a"].job.slots[0]
+		require.NoError(t, os.Remove(s.content(0)))
+		c = open(t, config(root), o)
+		j := c.models["a"].job
+		require.NoError(t, j.allocate())
+		require.NoError(t, c.Close())
+		c = open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		ready(t, c, "a")
+		holds(t, root, "a", files)
+	})
+}
+
 func TestWhatAPartialUpdateLinksGoesWithIt(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		lower := tarball(t, "models/", false, map[string][]byte{"w": noise(1, 100_000)})
