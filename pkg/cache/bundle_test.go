@@ -306,6 +306,30 @@ func TestWhatIsExportedIsNotEvicted(t *testing.T) {
 	})
 }
 
+// TestAnImportDoesNotTakeBackWhatItBrought has room for one of its two models.
+func TestAnImportDoesNotTakeBackWhatItBrought(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.hold("a", "b")
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a"), spec("b", "b")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		ready(t, c, "b")
+		var bundle bytes.Buffer
+		require.NoError(t, c.Export(t.Context(), []string{"a", "b"}, &bundle))
+		stop()
+		cfg := config(dir(t))
+		cfg.Limit = 3 * mega / 2
+		c = open(t, cfg, o)
+		run(t, c)
+		require.Equal(t, "NoSpace", model.ReasonOf(take(t, c, bundle.Bytes())))
+		require.Equal(t, []string{"a Ready"}, names(c))
+		// It is as any other then.
+		pull(t, c, "b")
+		require.Equal(t, []string{"b Ready"}, names(c))
+	})
+}
+
 func TestAModelOfTheConfigIsNotImportedFromElsewhere(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		bundle := exported(t, dir(t), o, "a")

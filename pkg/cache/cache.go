@@ -87,7 +87,7 @@ type entry struct {
 	used      time.Time            // last open that was seen; memory.LastUse follows it now and then
 	usedOld   map[string]time.Time // the same of old revisions, as model.Revision12 has them; memory.Uses follows
 	importing bool                 // the worker on it is an Import
-	exports   int                  // Export calls that read any of its revisions, which stay meanwhile
+	kept      int                  // Export calls that read any of its revisions, and Import calls that brought it: all of them stay meanwhile
 	verifying int                  // Verify calls that read the files, which is no use
 	verified  time.Time            // end of the last one
 

@@ -214,7 +214,7 @@ func (c *Cache) skipped(e *entry, s *model.Status) {
 // ever. What nobody asks for goes for all that a pod asks for, and else for what has no lower priority. c.mu is held.
 func (c *Cache) spared(m, e *entry) bool {
 	switch {
-	case m.visible == nil, m == e, m.pinned(), m.removing, m.busy != nil, m.exports > 0, m.called, len(m.pods) > 0, c.blind != "":
+	case m.visible == nil, m == e, m.pinned(), m.removing, m.busy != nil, m.kept > 0, m.called, len(m.pods) > 0, c.blind != "":
 		return true
 	case m.wanted:
 		return e == nil || e.priority() <= m.priority()

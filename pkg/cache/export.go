@@ -95,14 +95,14 @@ func (c *Cache) hand(names []string) (models []bundled, release func(), err erro
 		return -1
 	})
 	for _, i := range order {
-		held[i].exports++
+		held[i].kept++
 		models = append(models, records[i].bundle(held[i].ref()))
 	}
 	return models, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, e := range held {
-			e.exports--
+			e.kept--
 		}
 		c.roomChanged()
 		c.changed()

@@ -12,7 +12,7 @@ import (
 
 // Import publishes the models of a bundle as if they had been pulled, in its order, and returns those that are ready. Room
 // is reserved before a model's first byte, and each byte compared with its sha256. What is here is passed over. The first
-// failure ends it; models before it stay. Run may run or not. done is called with each model that is ready.
+// failure ends it; models before it stay: none of them goes to make room for one after it. Run may run or not. done is called with each model that is ready.
 //
 // Reads of r end when interrupt is called, which Import does when ctx is done or a model is wanted otherwise meanwhile.
 func (c *Cache) Import(ctx context.Context, r io.Reader, interrupt func(), done func(model.Status)) error {
@@ -40,10 +40,10 @@ func importInto(ctx context.Context, r io.Reader, interrupt func(), where func(b
 		stop := context.AfterFunc(work, interrupt)
 		err = because(work, c.bringIn(work, e, ref, b, in))
 		stop()
-		c.letGo(e, ref, err)
-		if err != nil {
+		if c.letGo(e, ref, err); err != nil {
 			return fmt.Errorf("import of model %s: %w", b.Name, err)
 		}
+		defer c.unkeep(e)
 		c.mu.Lock()
 		s := c.status(e)
 		c.mu.Unlock()
@@ -107,7 +107,14 @@ func (c *Cache) seize(ctx context.Context, b bundled) (*entry, context.Context, 
 	}
 }
 
-// letGo notes how an import went.
+// unkeep ends what letGo began.
+func (c *Cache) unkeep(e *entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.kept--
+}
+
+// letGo notes how an import went. A model that is ready is kept from eviction.
 func (c *Cache) letGo(e *entry, ref model.Ref, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,6 +125,7 @@ func (c *Cache) letGo(e *entry, ref model.Ref, err error) {
 	if err != nil {
 		return // the importer is told; what is asked for goes on as before
 	}
+	e.kept++
 	if e.newest == e.answered {
 		e.again, e.scheduled = false, false
 		e.reason, e.message, e.final, e.tries = "", "", false, 0

@@ -29,7 +29,7 @@ func (c *Cache) inUse(e *entry, r *record) string {
 	if slices.Contains(e.memory.Pins, r.short()) {
 		return "pinned"
 	}
-	if e.exports > 0 {
+	if e.kept > 0 {
 		return "being exported"
 	}
 	if c.blind != "" {
@@ -370,7 +370,7 @@ func (c *Cache) removeOld(name, revision string, force bool) error {
 	case r == e.visible:
 		err = &model.Error{Reason: "Current", Final: true, Text: fmt.Sprintf(
 			"model %s is at revision %s: remove the model, or go back to another revision first", name, r.short())}
-	case e.exports > 0:
+	case e.kept > 0:
 		err = &model.Error{Reason: "InUse", Text: fmt.Sprintf("model %s is being exported: try again when that has ended", name)}
 	case !force && c.inUse(e, r) != "":
 		err = &model.Error{Reason: "InUse", Final: true, Text: fmt.Sprintf(
