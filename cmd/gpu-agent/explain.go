@@ -72,6 +72,9 @@ func printExplanation(out io.Writer, x model.Explanation) error {
 	if x.Size > 0 {
 		line("SIZE", fmt.Sprintf("%s in %d files, %s here", model.FormatBytes(x.Size), x.Files, model.FormatBytes(x.Done)))
 	}
+	if x.FirstUse > 0 {
+		line("TRUSTED", fmt.Sprintf("%d of %d files as they first came: their origin names no checksum", x.FirstUse, x.Files))
+	}
 	line("IN MEMORY", inMemory(x.Status))
 	if x.Update != nil && x.Update.Revision != "" {
 		update := fmt.Sprintf("to %s, %s of %s", short(x.Update.Revision), model.FormatBytes(x.Update.Done), model.FormatBytes(x.Update.Size))

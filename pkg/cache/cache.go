@@ -249,7 +249,7 @@ func (c *Cache) status(e *entry) model.Status {
 			}
 		}
 		s.State, s.Source, s.Revision, s.Path = model.Ready, r.Source, r.Revision, c.at.visible(e.name)
-		s.Files, s.Size, s.Done = len(r.Files), r.size, r.size
+		s.Files, s.FirstUse, s.Size, s.Done = len(r.Files), r.first, r.size, r.size
 		w := c.warmth[r]
 		if s.Warmth = w.text; w.looked {
 			s.Resident = &w.resident

@@ -95,3 +95,43 @@ func TestContentOfAnotherChecksumIsNeverVisible(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatIsTrustedOnFirstUseIsToldApart has one file of each kind, and the same after a restart and a look.
+func TestWhatIsTrustedOnFirstUseIsToldApart(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		files := map[string][]byte{"digest": noise(1, 100), "check": noise(2, 100), "neither": noise(3, 100)}
+		put := func(revision string) {
+			o.put("a", revision, files)
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			for i, f := range o.models["a"].Files {
+				if f.Path != "digest" {
+					o.models["a"].Files[i].Digest = ""
+				}
+				if f.Path == "check" {
+					h, err := model.Checksum("crc32c:00000000").Hash(100)
+					require.NoError(t, err)
+					_, _ = h.Write(files["check"])
+					o.models["a"].Files[i].Check = model.Checksum(fmt.Sprintf("crc32c:%x", h.Sum(nil)))
+				}
+				o.models["a"].Files[i].Version = "v"
+			}
+		}
+		put("r1")
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		stop := run(t, c)
+		ready(t, c, "a")
+		require.Equal(t, 1, c.Get().Model("a").FirstUse)
+		stop()
+		c = open(t, config(root), o)
+		require.Equal(t, 1, c.Get().Model("a").FirstUse)
+		run(t, c)
+		o.forget()
+		put("r2")
+		require.NoError(t, ask(t, c, spec("a", "a")))
+		wait(t, c, "a", func(s *model.Status) bool { return s.Revision == "r2" })
+		require.Equal(t, 1, c.Get().Model("a").FirstUse)
+		require.Zero(t, o.bytesAsked(), "it is known by its version")
+	})
+}

@@ -463,7 +463,7 @@ func trust(files, known []model.File) []model.File {
 			continue
 		}
 		if k, ok := at[f.Path]; ok && k.Size == f.Size && k.Version == f.Version {
-			files[i].Digest = k.Digest
+			files[i].Digest, files[i].FirstUse = k.Digest, k.FirstUse
 		}
 	}
 	return files

@@ -36,7 +36,8 @@ type record struct {
 	Origin   []model.File       `json:"origin,omitempty"`
 	Archives []archive.Unpacked `json:"archives,omitempty"`
 
-	size int64 // of Files, in bytes
+	size  int64 // of Files, in bytes
+	first int   // of Files, how many are FirstUse
 }
 
 // named is the files as the origin named them, digests that it did not name included.
@@ -48,6 +49,15 @@ func (r *record) named() []model.File {
 }
 
 func sizeOf(files []model.File) int64 { return model.Manifest{Files: files}.Size() }
+
+func firstUses(files []model.File) (n int) {
+	for _, f := range files {
+		if f.FirstUse {
+			n++
+		}
+	}
+	return n
+}
 
 // plan is what a partial download is of: store/partial/<name>/plan.json.
 type plan struct {
@@ -135,7 +145,7 @@ func readRecord(path string) (*record, error) {
 	if err := readJSON(path, &r); err != nil {
 		return nil, err
 	}
-	r.size = sizeOf(r.Files)
+	r.size, r.first = sizeOf(r.Files), firstUses(r.Files)
 	return &r, nil
 }
 

@@ -18,6 +18,13 @@ import (
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
+// came is f with the digest of what came of it.
+func came(f model.File, sum model.Digest) model.File {
+	f.FirstUse = f.FirstUse || f.Digest == "" && f.Check == ""
+	f.Digest = sum
+	return f
+}
+
 // reveal makes a complete job the visible model. In this order, each step durable before the next: the
 // blobs have their names; the revision is shown under its own name and in the hub, so that whoever finds
 // the model finds those too; a directory of links is built aside; the manifest says what it holds; one rename or exchange
@@ -34,10 +41,10 @@ func (c *Cache) reveal(e *entry, ref model.Ref, j *job) error {
 		if !own {
 			files, own = slices.Clone(files), true // the plan stays what the origin said
 		}
-		files[i].Digest = sum
+		files[i] = came(files[i], sum)
 	}
 	r := &record{Name: e.name, Source: ref.String(), Ref: fingerprint(ref),
-		Revision: j.plan.Manifest.Revision, Hub: j.plan.Manifest.Hub, Files: files, size: sizeOf(files), Published: time.Now().UTC()}
+		Revision: j.plan.Manifest.Revision, Hub: j.plan.Manifest.Hub, Files: files, size: sizeOf(files), first: firstUses(files), Published: time.Now().UTC()}
 	r.Origin, r.Archives = j.origin, j.archives
 	if err := c.nameBlobs(j); err != nil {
 		return fmt.Errorf("store the files of model %s: %w", e.name, err)

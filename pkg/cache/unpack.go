@@ -167,7 +167,7 @@ func (c *Cache) unpack(ctx context.Context, e *entry, ref model.Ref, j *job) (*j
 	var archives []archive.Unpacked
 	for i, n := range j.of {
 		s := j.slots[n]
-		origin[i].Digest = s.sum
+		origin[i] = came(origin[i], s.sum)
 		if s.file.Archive == "" {
 			m.Files = append(m.Files, origin[i])
 			at[s.sum] = s.path()

@@ -48,7 +48,7 @@ func wrongContent(s *slot, sum model.Digest, text string) error {
 // isOf reports whether the origin says of a file what it said when it sent wrong content.
 func (w wrong) isOf(ref model.Ref, f model.File) bool {
 	if f.Digest == "" {
-		f.Digest = w.File.Digest // it was recorded here
+		f.Digest, f.FirstUse = w.File.Digest, w.File.FirstUse // it was recorded here
 	}
 	return w.Ref == fingerprint(ref) && w.File == f
 }

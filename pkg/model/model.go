@@ -150,6 +150,8 @@ type File struct {
 	Path   string // slash-separated and relative; see CheckPath
 	Size   int64  // bytes
 	Digest Digest // "" where the origin names none: then it is recorded on first download
+	// FirstUse says that Digest is of what came first, as the origin named no checksum of any kind.
+	FirstUse bool `json:",omitempty"`
 	// Check is verified beside the sha256, for origins that name another checksum; "" where there is none.
 	Check Checksum `json:",omitempty"`
 	// Version pins the content while it is read: an ETag, an object version. Opaque to all but its source.
@@ -247,6 +249,7 @@ type Status struct {
 	Size     int64     `json:"size"`           // bytes, 0 until resolved
 	Done     int64     `json:"done"`           // bytes on disk
 	Files    int       `json:"files"`
+	FirstUse int       `json:"firstUse,omitempty"` // files, when Ready, of which the origin names no checksum: they are as they first came
 	Pinned   bool      `json:"pinned"`
 	Wanted   bool      `json:"wanted"` // by the config, not only by a command
 	LastUse  time.Time `json:"lastUse,omitzero"`
