@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -118,14 +119,20 @@ func (s *Source) explain(ctx context.Context, ref model.Ref, what string, err er
 	if answered {
 		status = resp.HTTPStatusCode()
 	}
-	code := ""
-	if api, ok := errors.AsType[smithy.APIError](err); ok {
+	at, code := fmt.Sprintf("%s: %s%s", ref, what, s.where()), ""
+	_, network := errors.AsType[net.Error](err)
+	switch api, ok := errors.AsType[smithy.APIError](err); {
+	case ok:
 		code = api.ErrorCode()
 		err = errors.New(said(status, code, api.ErrorMessage()))
-	} else if !answered || status == 0 {
+	case status/100 == 2 && (network || errors.Is(err, io.ErrUnexpectedEOF)):
+		return web.NoAnswer(ctx, at, err)
+	case status/100 == 2, errors.Is(err, errNotS3): // the SDK's words repeat what came
+		return &model.Error{Reason: "WrongAnswer", Text: at + ": the answer is not one of S3: check the endpoint and what stands between"}
+	case status == 0:
 		err = model.NetworkError(err)
 	}
-	e := &model.Error{Text: fmt.Sprintf("%s: %s%s", ref, what, s.where()), Err: err}
+	e := &model.Error{Text: at, Err: err}
 	switch e.Reason, e.Final = classify(code, status); {
 	case known && e.Reason == "NotFound":
 		return &model.Error{Reason: "Changed", Text: e.Text + ": changed since it was resolved: it is gone", Err: err}

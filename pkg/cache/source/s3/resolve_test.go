@@ -258,6 +258,48 @@ func TestAVersionIsReadWhereThatIsAllowed(t *testing.T) {
 	}
 }
 
+// What is no answer of S3 is said in our words: the SDK's are of Go, and repeat what came.
+func TestAListingThatIsNone(t *testing.T) {
+	t.Parallel()
+	list := func(contents string) http.HandlerFunc {
+		return sourcetest.Answer(200, "<ListBucketResult>"+contents+"</ListBucketResult>", "Content-Type: application/xml")
+	}
+	const none, object = ": the answer is not one of S3: check the endpoint and what stands between", "<Contents><Key>m/a</Key>"
+	for name, c := range map[string]struct {
+		serve        http.HandlerFunc
+		reason, text string
+	}{
+		"a size":                {list(object + "<Size>SECRET</Size></Contents>"), "WrongAnswer", none},
+		"a date":                {list(object + "<Size>1</Size><LastModified>SECRET</LastModified></Contents>"), "WrongAnswer", none},
+		"whether it goes on":    {list("<IsTruncated>SECRET</IsTruncated>"), "WrongAnswer", none},
+		"cut XML":               {sourcetest.Answer(200, "<ListBucketResult>"+object), "WrongAnswer", none},
+		"a web page":            {sourcetest.Answer(200, "<!doctype html><html><meta charset=x><title>SECRET", "Content-Type: text/html"), "WrongAnswer", none},
+		"a page of XML":         {sourcetest.Answer(200, "<html><p>SECRET</p></html>", "Content-Type: text/html"), "WrongAnswer", none},
+		"JSON":                  {sourcetest.Answer(200, "{}"), "WrongAnswer", none},
+		"nothing":               {sourcetest.Answer(200, ""), "WrongAnswer", none},
+		"a header":              {sourcetest.Answer(200, "<ListBucketResult></ListBucketResult>", "X-Amz-Request-Charged: SECRET"), "NotFound", ": no object there"},
+		"an error that is late": {sourcetest.Answer(200, "<Error><Code>InternalError</Code><Message>because</Message></Error>"), "Unavailable", "InternalError: because"},
+		"cut off":               {sourcetest.Answer(200, "<ListBucketResult>"+strings.Repeat(" ", 600), "Content-Length: 6000"), "Unreachable", ": the connection ended in the middle of an answer"},
+		"cut off at once":       {sourcetest.Answer(200, "<List", "Content-Length: 6000"), "Unreachable", ": the connection ended in the middle of an answer"},
+	} {
+		srv := httptest.NewServer(c.serve)
+		_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m/"))
+		srv.Close()
+		require.Equal(t, c.reason, model.ReasonOf(err), "%s: %v", name, err)
+		require.Equal(t, c.reason == "NotFound", model.IsFinal(err), name)
+		require.NotContains(t, err.Error(), "SECRET", name)
+		require.NotContains(t, err.Error(), "\n", name)
+		require.ErrorContains(t, err, c.text, name)
+		if c.text == none {
+			require.EqualError(t, err, "s3://models/m/: list m/ at "+srv.URL+none)
+		}
+	}
+	srv := httptest.NewServer(sourcetest.Answer(200, "", "Last-Modified: SECRET", "Content-Length: 5", "ETag: x"))
+	defer srv.Close()
+	_, err := newSource(t, srv.URL).Resolve(t.Context(), sourcetest.Ref(t, "s3://models/m"))
+	require.EqualError(t, err, "s3://models/m: ask for m at "+srv.URL+none)
+}
+
 func TestAListingForEverIsNotRead(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

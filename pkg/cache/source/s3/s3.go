@@ -6,6 +6,8 @@
 package s3
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -176,25 +178,37 @@ func (e explained) Retrieve(ctx context.Context) (aws.Credentials, error) {
 // maxListing bounds one page of a listing, in bytes: 1000 keys of at most 1 KiB, and room. The SDK would read on.
 const maxListing = 8 << 20
 
-// listings holds listings to their bound.
+// errNotS3 is of an answer in another language.
+var errNotS3 = errors.New("not an answer of S3")
+
+// listings holds answers to listings to their kind, for the SDK takes any XML for an empty one, and to their bound.
 type listings struct{ http.RoundTripper }
 
 func (l listings) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := l.RoundTripper.RoundTrip(req)
-	if err == nil && req.URL.Query().Get("list-type") != "" {
-		resp.Body = &bounded{resp.Body, maxListing}
+	if err != nil || req.URL.Query().Get("list-type") == "" {
+		return resp, err
 	}
-	return resp, err
+	text := bufio.NewReaderSize(resp.Body, 512)
+	start, err := text.Peek(512)
+	if whole := err == nil || err == io.EOF; whole && resp.StatusCode == http.StatusOK &&
+		!bytes.Contains(start, []byte("ListBucketResult")) && !bytes.Contains(start, []byte("<Error")) { // which may come late
+		resp.Body.Close()
+		return nil, errNotS3
+	}
+	resp.Body = &bounded{text, resp.Body, maxListing}
+	return resp, nil
 }
 
 // bounded is a body of which no more than left is read.
 type bounded struct {
-	io.ReadCloser
+	io.Reader
+	io.Closer
 	left int64
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.Reader.Read(p)
 	if b.left -= int64(n); b.left < 0 {
 		return 0, &model.Error{Reason: "TooLarge", Final: true, Text: "a page of the listing is larger than 8 MiB: check the endpoint and what stands between"}
 	}
