@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
@@ -152,7 +151,7 @@ func modelsExport() *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", to, model.FormatBytes(n))
 				return nil
 			}
-			if f, ok := cmd.OutOrStdout().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			if terminal(cmd.OutOrStdout()) != nil {
 				return usageError{errors.New("gpu-agent models export: a bundle is no text for a terminal: redirect it, or name a FILE")}
 			}
 			return socket.client().export(cmd.Context(), args, cmd.OutOrStdout())
@@ -179,11 +178,11 @@ func intoFile(path string, log io.Writer, write func(io.Writer) error) (n int64,
 	}
 	f, err := durable.CreateHeld(dir, exportPrefix)
 	if err != nil {
-		return 0, err
+		return 0, ofFile(path, err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()), f.Close()) // while it is held
+			err = errors.Join(ofFile(path, err), os.Remove(f.Name()), f.Close()) // while it is held
 		}
 	}()
 	if err := write(f); err != nil {
@@ -200,6 +199,21 @@ func intoFile(path string, log io.Writer, write func(io.Writer) error) (n int64,
 		return 0, err
 	}
 	return info.Size(), errors.Join(f.Close(), durable.Disk{}.SyncDir(dir))
+}
+
+// ofFile names the file that was asked for, where err names the one that was to become it.
+func ofFile(path string, err error) error {
+	cause := error(nil)
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		cause = e.Err
+	}
+	if e, ok := errors.AsType[*os.LinkError](err); ok {
+		cause = e.Err
+	}
+	if cause == nil {
+		return err
+	}
+	return fmt.Errorf("write %s: %w", path, cause)
 }
 
 func (c *client) export(ctx context.Context, models []string, w io.Writer) error {
@@ -308,8 +322,11 @@ func printReady(out io.Writer, m model.Status) {
 func (c *client) bringIn(ctx context.Context, in io.ReadCloser, out io.Writer) error {
 	broken := &remembering{ReadCloser: in}
 	resp, err := c.do(ctx, http.MethodPost, "/bundle", broken)
+	if local := broken.error(); err != nil && local != nil {
+		return local // the other only says that the request ended with it
+	}
 	if err != nil {
-		return errors.Join(broken.error(), err)
+		return err
 	}
 	defer resp.Body.Close()
 	lines := json.NewDecoder(resp.Body)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	_ "github.com/gpu-agent/gpu-agent/internal/already" // models wait, most often
 )
@@ -46,9 +47,13 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := command()
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	out := &output{Writer: stdout}
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = out.err
+	}
 	switch {
 	case err == nil:
 		return exitDone
@@ -63,21 +68,47 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
+// output is the standard output. A command whose text did not get there has failed, whoever looked at each write.
+type output struct {
+	io.Writer
+	err error // the first
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
+// terminal is the terminal that out leads to, nil where it leads elsewhere.
+func terminal(out io.Writer) *os.File {
+	if o, ok := out.(*output); ok {
+		out = o.Writer
+	}
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return f
+	}
+	return nil
+}
+
 func command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "gpu-agent",
-		Short:         "GPUs, metrics, labels and models of one node",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Version:       version,
-		Args:          cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("gpu-agent: no command: see gpu-agent --help")}
-		},
+		Use:               "gpu-agent",
+		Short:             "GPUs, metrics, labels and models of one node",
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		Version:           version,
+		Args:              cobra.ArbitraryArgs,
+		RunE:              noCommand,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
+			return noCommand(cmd, args) // whose flags these would be
+		}
 		return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
 	})
 	root.AddCommand(runCommand(), statusCommand(), labelsCommand(), devicesCommand(), configCommand(), modelsCommand(), cdiCommand())
@@ -102,15 +133,23 @@ func usageErrors(cmd *cobra.Command) {
 
 // group is a command that only holds others.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usageError{fmt.Errorf("%s: unknown command %q: see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())}
-		}
-		return usageError{fmt.Errorf("%s: no command: see %s --help", cmd.CommandPath(), cmd.CommandPath())}
-	}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: noCommand}
 	cmd.AddCommand(subs...)
 	return cmd
+}
+
+// noCommand says what is missing, or what there is none of, and which may have been meant.
+func noCommand(cmd *cobra.Command, args []string) error {
+	path := cmd.CommandPath()
+	if len(args) == 0 {
+		return usageError{fmt.Errorf("%s: no command: see %s --help", path, path)}
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	meant := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		meant = ", did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("%s: unknown command %q%s: see %s --help", path, args[0], meant, path)}
 }
 
 // fromEnvironment sets each flag that was not given from its GPU_AGENT_ variable; an empty one is none, as

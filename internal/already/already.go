@@ -18,7 +18,10 @@ import (
 
 func init() {
 	if dir := Waited(os.Args[1:]); dir != "" {
-		os.Stdout.WriteString(dir + "\n")
+		if _, err := os.Stdout.WriteString(dir + "\n"); err != nil {
+			os.Stderr.WriteString("gpu-agent: " + err.Error() + "\n")
+			os.Exit(1)
+		}
 		os.Exit(0)
 	}
 }

@@ -217,6 +217,9 @@ func (b *bundleReader) next() error {
 		if errors.Is(err, io.EOF) {
 			return io.EOF
 		}
+		if errors.Is(err, io.ErrUnexpectedEOF) && len(b.seen) > 0 {
+			return bad("it was cut off: it ends amid its entries")
+		}
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return bad("it is no tar archive, is compressed or was cut off: %v", err)
 		}
@@ -293,7 +296,9 @@ func parseBundle(text func(name string) (io.Reader, error)) ([]bundled, error) {
 		digester := godigest.SHA256.Digester()
 		r = io.TeeReader(r, digester.Hash())
 		wrong := decode(r, v)
-		if _, err := io.Copy(io.Discard, r); err != nil {
+		if _, err := io.Copy(io.Discard, r); errors.Is(err, io.ErrUnexpectedEOF) {
+			return bad("it was cut off within %s", name)
+		} else if err != nil {
 			return err
 		}
 		if hex, ok := strings.CutPrefix(name, blobPrefix); ok && digester.Digest().Encoded() != hex {

@@ -138,6 +138,23 @@ func TestABundleInAnotherOrderIsPutInOrder(t *testing.T) {
 	})
 }
 
+// A model that is here already needs nothing of the content: what says what is in the bundle must be whole all the same.
+func TestABundleThatIsCutOffSaysSo(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		bundle := exported(t, root, o, "a")
+		c := open(t, config(dir(t)), o)
+		defer c.Close()
+		require.NoError(t, take(t, c, bundle))
+		texts := bytes.Index(bundle, weights(1)["copy"][:64])
+		require.Greater(t, texts, 3000)
+		for n := 0; n < texts-1024; n += 64 {
+			const want = "the bundle is refused: .*(cut off|ends before|is not in it)"
+			require.Regexp(t, want, take(t, c, bundle[:n]), "%d bytes", n)
+			require.Regexp(t, want, Reorder(bytes.NewReader(bundle[:n]), io.Discard), "%d bytes of a file", n)
+		}
+	})
+}
+
 func TestABundleThatLiesIsRefused(t *testing.T) {
 	file := func(name string, content string) tarEntry {
 		return tarEntry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, []byte(content)}
