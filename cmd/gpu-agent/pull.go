@@ -182,13 +182,54 @@ func plainDisplay(out io.Writer, name string) display {
 	}
 }
 
+// percentWidth is what stays free for the percentage, which is the last to go.
+const percentWidth = len(" 100 %")
+
+// columns are what stands before and after the bar. What does not fit into the terminal is left out as a whole.
+func columns(name string) (before, after []decor.Decorator) {
+	title := decor.Any(func(s decor.Statistics) string { return name[:max(0, min(len(name), s.AvailableWidth-percentWidth))] })
+	size := decor.CountersKibiByte(" % .1f / % .1f")
+	speed, left := decor.AverageSpeed(decor.SizeB1024(0), " % .1f"), spaced{decor.AverageETA(decor.ET_STYLE_GO)}
+	return []decor.Decorator{title, fitting{size, percentWidth}},
+		[]decor.Decorator{fitting{spaced{decor.Percentage()}, 0}, fitting{speed, 0}, fitting{left, 0}}
+}
+
+// spaced has a space before it.
+type spaced struct{ decor.Decorator }
+
+func (d spaced) Decor(s decor.Statistics) (string, int) {
+	text, width := d.Decorator.Decor(s)
+	return " " + text, width + 1
+}
+
+// fitting is nothing where it would leave less than rest columns.
+type fitting struct {
+	decor.Decorator
+	rest int
+}
+
+func (d fitting) Decor(s decor.Statistics) (string, int) {
+	if text, width := d.Decorator.Decor(s); width+d.rest <= s.AvailableWidth {
+		return text, width
+	}
+	return "", 0
+}
+
 // barDisplay draws a bar with rate and time left, and notes above it.
 func barDisplay(ctx context.Context, out io.Writer, name string) display {
 	p := mpb.NewWithContext(ctx, mpb.WithOutput(out), mpb.WithWidth(48))
-	bar := p.AddBar(0,
-		mpb.PrependDecorators(decor.Name(name+" "), decor.CountersKibiByte("% .1f / % .1f")),
-		mpb.AppendDecorators(decor.Percentage(), decor.Name(" "), decor.AverageSpeed(decor.SizeB1024(0), "% .1f"),
-			decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
+	before, after := columns(name)
+	bar := p.AddBar(0, mpb.PrependDecorators(before...), mpb.AppendDecorators(after...), mpb.BarFillerTrim(),
+		mpb.BarFillerMiddleware(func(base mpb.BarFiller) mpb.BarFiller {
+			return mpb.BarFillerFunc(func(w io.Writer, s decor.Statistics) error {
+				if s.AvailableWidth < 8 {
+					return nil
+				}
+				s.AvailableWidth--
+				_, err := io.WriteString(w, " ")
+				return errors.Join(err, base.Fill(w, s))
+			})
+		}))
 	return display{
 		status: func(m model.Status) {
 			if size, done := coming(m); size > 0 {
