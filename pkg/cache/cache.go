@@ -3,6 +3,7 @@ package cache
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
@@ -423,10 +425,26 @@ func (c *Cache) remember(e *entry, m memory) error {
 		err = writeJSON(c.disk, c.at.state(e.name), m, 0o600)
 	}
 	if err != nil {
+		if full, ok := errors.AsType[*model.Error](ofDisk(err)); ok && full.Reason == "NoSpace" {
+			full.Err, _ = errors.AsType[syscall.Errno](err) // without the name that the file had for a moment
+			full.Text += fmt.Sprintf(", and nothing can be noted of model %s: make room on the disk of %s, "+
+				"or remove a model that is not used (gpu-agent models rm)", e.name, c.cfg.Root)
+			return full
+		}
 		return fmt.Errorf("write state of model %s: %w", e.name, err)
 	}
 	e.memory = m
 	return nil
+}
+
+// rememberLess is remember of a model that goes, to make room: a full disk, on which nothing can be written, keeps
+// nothing about it then. c.mu is held.
+func (c *Cache) rememberLess(e *entry, m memory) error {
+	err := c.remember(e, m)
+	if model.ReasonOf(err) != "NoSpace" || m.Pinned || len(m.Pins) > 0 {
+		return err
+	}
+	return c.remember(e, memory{})
 }
 
 // Pin keeps a model, or one revision of it, name@revision, from being evicted, durably. The revision is

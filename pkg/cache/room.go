@@ -257,7 +257,7 @@ func (c *Cache) evict(ctx context.Context, v victim, sake *entry) error {
 	wished := m.Wished
 	m.Wished = false // or it would come back and evict in its turn
 	m.Held = hold{}  // whoever asks for it one day does not ask for that revision
-	err := c.remember(e, m)
+	err := c.rememberLess(e, m)
 	if err != nil {
 		c.mu.Unlock()
 		return err
@@ -563,7 +563,7 @@ func (c *Cache) Remove(ctx context.Context, name string, force bool) error {
 	}
 	err := c.mayWrite()
 	if err == nil {
-		err = c.remember(e, memory{LastUse: e.memory.LastUse})
+		err = c.rememberLess(e, memory{LastUse: e.memory.LastUse})
 	}
 	busy := e.busy
 	if err == nil {
