@@ -263,8 +263,31 @@ func TestWhyATryStandsStillIsSaid(t *testing.T) {
 		j := &job{}
 		j.hitch.Store(&hitch{"500", 0})
 		require.Equal(t, "retrying: 500", j.retrying())
+		j.got.Add(progress - 1)
+		require.Equal(t, "retrying: 500", j.retrying(), "a drip")
 		j.got.Add(1)
 		require.Empty(t, j.retrying())
+	})
+}
+
+// What drips is replaced again and again, and brings a little each time: the reason is said all the while.
+func TestWhyAnOriginDripsIsSaid(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "r1", map[string][]byte{"w": noise(1, 128<<10)})
+		o.onOpen = func(n int, ctx context.Context, _ model.File, _, _ int64, part []byte) (io.ReadCloser, error, bool) {
+			return &drip{ctx, part, 400, time.Second + time.Duration(n%7)*70*time.Millisecond}, nil, true
+		}
+		c := open(t, config(root), o)
+		c.Want([]model.Spec{spec("a", "a")})
+		run(t, c)
+		time.Sleep(stallAfter + 2*time.Second)
+		for range 1200 { // two minutes, in which a try comes to its end too
+			synctest.Wait()
+			s := c.Get().Model("a")
+			require.Contains(t, s.Message, "less than 32 KiB from the origin in 30s", "%s, %d bytes came", s.State, s.Done)
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.Greater(t, c.Get().Model("a").Done, int64(50<<10), "all the while something came")
 	})
 }
 

@@ -60,9 +60,10 @@ type hitch struct {
 	got  int64 // what was here then
 }
 
-// retrying is why nothing comes although a run is at it, for people; "" where something came since it failed.
+// retrying is why nothing comes although a run is at it, for people; "" where progress was made since it failed. What drips
+// from an origin is none.
 func (j *job) retrying() string {
-	if h := j.hitch.Load(); h != nil && j.got.Load() <= h.got {
+	if h := j.hitch.Load(); h != nil && j.got.Load() < h.got+progress {
 		return "retrying: " + h.text
 	}
 	return ""

@@ -135,6 +135,9 @@ func (f *fetcher) fetchRange(ctx context.Context, l *lap) error {
 			l.stop() // the other stream's
 			return nil
 		case left:
+			if ctx.Err() == nil && !errors.Is(err, errYield) {
+				f.hitched(err)
+			}
 			return errLeft
 		case err == nil, errors.Is(err, errYield):
 			continue // the file is still open: it lacks what this range lacks

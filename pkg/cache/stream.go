@@ -26,7 +26,7 @@ func (f *fetcher) pause(ctx context.Context, err error, tries int) error {
 	case "Throttled":
 		return nil // the lane is shut for as long as it takes
 	}
-	f.hitch.Store(&hitch{model.Printable(err.Error()), f.got.Load()})
+	f.hitched(err)
 	timer := time.NewTimer(max(backoff(tries), min(model.RetryAfter(err), patience)))
 	defer timer.Stop()
 	select {
@@ -35,6 +35,11 @@ func (f *fetcher) pause(ctx context.Context, err error, tries int) error {
 	case <-timer.C:
 		return nil
 	}
+}
+
+// hitched notes why a stream ended whose bytes another is to bring.
+func (f *fetcher) hitched(err error) {
+	f.hitch.Store(&hitch{model.Printable(err.Error()), f.got.Load()})
 }
 
 // diskError is a failure on our side, which no other stream would mend.
