@@ -15,8 +15,10 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go/logging"
@@ -106,6 +108,7 @@ func New(c Config) (*Source, error) {
 	}
 	api := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.HTTPClient = client
+		o.HTTPSignerV4 = signer{}
 		o.Logger = logging.Nop{} // its words are of connections, and on standard error
 		if c.Endpoint != "" {
 			o.BaseEndpoint = aws.String(c.Endpoint)
@@ -117,6 +120,16 @@ func New(c Config) (*Source, error) {
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	})
 	return &Source{client: api, idle: transport, mirrors: mirrors, endpoint: c.Endpoint, cached: cached}, nil
+}
+
+// signer signs each request with a key that is derived for it: the SDK's keeps one for a day by the access key's ID alone, and
+// would go on signing with a secret that was corrected, or that changed under its ID.
+type signer struct{}
+
+// SignHTTP is that of s3.HTTPSignerV4.
+func (signer) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, hash, service, region string, at time.Time, with ...func(*v4.SignerOptions)) error {
+	once := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true }) // as S3 wants it
+	return once.SignHTTP(ctx, c, r, hash, service, region, at, with...)
 }
 
 // CloseIdle closes the connections that are kept for the next request.

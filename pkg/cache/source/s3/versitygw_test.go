@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/sourcetest"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -76,6 +77,17 @@ func TestContractOnVersitygw(t *testing.T) {
 			}
 			require.Equal(t, want, model.ReasonOf(err), "%s %s: %v", encoding, name, err)
 		}
+	}
+
+	// A secret that is corrected under its ID counts at once, and so does one that is not right any more.
+	file := credentialsFile(t)
+	keyed, err := s3.New(s3.Config{Endpoint: "http://" + addr, PathStyle: true, CredentialsFile: file})
+	require.NoError(t, err)
+	defer keyed.CloseIdle()
+	for _, secret := range []string{"wrong", "sEcReT", "wrong"} {
+		require.NoError(t, os.WriteFile(file, []byte("[default]\naws_access_key_id = AKIDTEST\naws_secret_access_key = "+secret+"\n"), 0o600))
+		_, err = keyed.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/packed"))
+		require.Equal(t, secret == "wrong", model.ReasonOf(err) == "Forbidden", "%s: %v", secret, err)
 	}
 
 	// In a bucket that keeps versions, what was resolved stays readable.
