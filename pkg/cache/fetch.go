@@ -194,7 +194,7 @@ func (f *fetcher) claimLarge(ctx context.Context) (claim, bool) {
 // pinned reports whether parts of s from several answers are sure to be of one content: each answer is of its version, or
 // what they make together has a checksum.
 func (s *slot) pinned() bool {
-	return s.file.Digest != "" || s.file.Check != "" || s.file.Version != ""
+	return s.file.Check != "" || !unpinned(*s.file)
 }
 
 func (s *slot) start(ctx context.Context) { s.ctx, s.stop = context.WithCancel(ctx) }

@@ -181,22 +181,29 @@ func TestAnArchiveThatDoesNotFitNowWaitsUnpackedForRoom(t *testing.T) {
 	})
 }
 
+// unpackedOnly is the closed cache of a model that was unpacked and could not be revealed.
+func unpackedOnly(t *testing.T, root string, o *origin) *Cache {
+	t.Helper()
+	cfg := config(root)
+	cfg.disk.Fault = func(op, path string) error { // revealing begins with this
+		if op == "link" && filepath.Base(filepath.Dir(filepath.Dir(path))) == "sha256" {
+			return errCrash
+		}
+		return nil
+	}
+	c := open(t, cfg, o)
+	c.Want([]model.Spec{spec("a", "a")})
+	stop := run(t, c)
+	failed(t, c, "a", "Failed")
+	stop()
+	return c
+}
+
 func TestWhatIsUnpackedSurvivesARestart(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := map[string][]byte{"w": noise(1, 200_000), "c": noise(2, 10)}
 		o.layered("a", "r1", model.Directory, nil, tarball(t, "", true, map[string][]byte{"w": files["w"]}), tarball(t, "", false, map[string][]byte{"c": files["c"]}))
-		cfg := config(root)
-		cfg.disk.Fault = func(op, path string) error { // revealing begins with this
-			if op == "link" && filepath.Base(filepath.Dir(filepath.Dir(path))) == "sha256" {
-				return errCrash
-			}
-			return nil
-		}
-		c := open(t, cfg, o)
-		c.Want([]model.Spec{spec("a", "a")})
-		stop := run(t, c)
-		failed(t, c, "a", "Failed")
-		stop()
+		c := unpackedOnly(t, root, o)
 		o.forget()
 		c = open(t, config(root), o)
 		require.EqualValues(t, 200_010, c.Get().Used, "the members alone")
@@ -213,18 +220,7 @@ func TestAnArchiveWhoseMembersWentIsNotTakenForWhole(t *testing.T) {
 	bubble(t, func(t *testing.T, root string, o *origin) {
 		files := map[string][]byte{"w": noise(1, 200_000)}
 		o.layered("a", "r1", model.Directory, nil, tarball(t, "", false, files))
-		cfg := config(root)
-		cfg.disk.Fault = func(op, path string) error { // revealing begins with this
-			if op == "link" && filepath.Base(filepath.Dir(filepath.Dir(path))) == "sha256" {
-				return errCrash
-			}
-			return nil
-		}
-		c := open(t, cfg, o)
-		c.Want([]model.Spec{spec("a", "a")})
-		stop := run(t, c)
-		failed(t, c, "a", "Failed")
-		stop()
+		c := unpackedOnly(t, root, o)
 		s := c.models["a"].job.slots[0]
 		require.NoError(t, os.Remove(s.content(0)))
 		c = open(t, config(root), o)
