@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
 	"github.com/gpu-agent/gpu-agent/internal/watch"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/multibuffer"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -36,6 +37,7 @@ type Cache struct {
 	wake      chan struct{} // to the reconcile loop: something changed
 	streams   *streams
 	pace      *pace
+	hashes    *multibuffer.Pool
 	fetched   atomic.Int64  // bytes from origins
 	owed      time.Duration // that the scrub has to wait yet; its goroutine's alone
 	warmed    atomic.Int64  // bytes read ahead

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache/multibuffer"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -35,6 +36,7 @@ type fetcher struct {
 	ref     model.Ref
 	streams *streams
 	pace    *pace
+	hashes  *multibuffer.Pool
 	fetched *atomic.Int64
 	cancel  context.CancelFunc
 
@@ -60,7 +62,7 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	ended := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, fetched: &c.fetched, cancel: cancel}
+	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, hashes: c.hashes, fetched: &c.fetched, cancel: cancel}
 	j.err, j.lane = nil, c.streams.lane(originOf(ref))
 	todo := 1 // more than there is: for a second stream to where the first is slow
 	for _, s := range j.slots {

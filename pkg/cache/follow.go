@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
@@ -15,10 +14,7 @@ import (
 // behind the writers, one makes durable what came and completes the file. Were they streams that do so in between, the
 // range of such a one would stand still meanwhile, and all that the others bring would wait behind it in memory.
 
-const (
-	hashBuffer = 128 << 10 // for reading back: the pages are there, and each file in progress has one of its own
-	hashStep   = 4 << 20   // as much is hashed at a time
-)
+const hashStep = 4 << 20 // as much is hashed at a time
 
 // hashable reports whether there is a step to hash, where s is contiguous up to end.
 func (s *slot) hashable(end int64) bool {
@@ -27,7 +23,6 @@ func (s *slot) hashable(end int64) bool {
 
 // follow hashes s to its end, or to where it is contiguous when the run ends.
 func (f *fetcher) follow(s *slot) error {
-	buf := make([]byte, min(hashBuffer, max(1, s.file.Size)))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for s.Hashed < s.file.Size {
@@ -40,13 +35,10 @@ func (f *fetcher) follow(s *slot) error {
 			continue
 		}
 		end = min(end, from+hashStep)
-		hash, to := s.hash, s.hashes()
+		hash, check := s.hash, s.check
 		s.hashing = true
 		f.mu.Unlock()
-		n, err := io.CopyBuffer(to, io.NewSectionReader(s.data, from, end-from), buf)
-		if err == nil && n != end-from {
-			err = io.ErrUnexpectedEOF
-		}
+		err := f.hashes.Hash(s.data, from, end, hash, check)
 		f.mu.Lock()
 		s.hashing = false
 		f.cond.Broadcast()
@@ -98,14 +90,6 @@ func (f *fetcher) persist(s *slot) (err error) {
 		s.dropped = saved.Hashed
 	}
 	return ours(fmt.Errorf("%s: %w", s.path(), err))
-}
-
-// hashes is what the content is written to. It hides all but Write, so that the caller's buffer is used.
-func (s *slot) hashes() io.Writer {
-	if s.check == nil {
-		return struct{ io.Writer }{s.hash}
-	}
-	return io.MultiWriter(s.hash, s.check)
 }
 
 // wrong says what is wrong with the content of s, all of which is hashed to sum; "" where nothing is.

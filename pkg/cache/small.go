@@ -84,7 +84,10 @@ func (f *fetcher) keepSmall(s *slot, content []byte) (model.Digest, error) {
 	s.ranges = &ranges{} // for its hashes
 	defer func() { s.ranges = nil }()
 	s.unhash()
-	_, _ = s.hashes().Write(content) // a hash never fails
+	s.hash.Write(content) // a hash never fails
+	if s.check != nil {
+		s.check.Write(content)
+	}
 	sum := model.Digest(hex.EncodeToString(s.hash.Sum(nil)))
 	if text := s.wrong(sum); text != "" {
 		return "", wrongContent(s, sum, text)
