@@ -102,7 +102,9 @@ func (p *Pool) work() {
 			close(l.done)
 			return true
 		})
-		ended = n - len(now)
+		if ended = n - len(now); ended > 0 {
+			runtime.Gosched() // who waited for it may have more, and all processors may be at work here
+		}
 	}
 }
 
