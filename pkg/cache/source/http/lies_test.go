@@ -204,10 +204,12 @@ func TestAWebPageIsNoModel(t *testing.T) {
 		"/none":                     {"", ""},
 		"/listed/":                  {"text/html", ""}, // the digest decides
 		"/listed/" + model.SumsName: {"text/html", ""},
+		"/login/" + model.SumsName:  {"text/html", what + otherwise},
+		"/log/" + model.SumsName:    {"text/plain", model.SumsName + ": line 1"},
 	} {
 		serve := func(w nethttp.ResponseWriter, r *nethttp.Request) {
 			w.Header()["Content-Type"] = []string{c.kind}
-			if strings.HasSuffix(r.URL.Path, model.SumsName) {
+			if strings.HasPrefix(r.URL.Path, "/listed/") && strings.HasSuffix(r.URL.Path, model.SumsName) {
 				_, _ = io.WriteString(w, digest+"  page\n")
 				return
 			}
@@ -218,6 +220,10 @@ func TestAWebPageIsNoModel(t *testing.T) {
 		srv.Close()
 		if c.want == "" {
 			require.NoError(t, err, path)
+			continue
+		}
+		if c.kind == "text/plain" {
+			sourcetest.Fails(t, err, "BadSums", true, c.want)
 			continue
 		}
 		name, _, _ := strings.Cut(path, "?")
@@ -295,7 +301,7 @@ func TestResolveRefusesABadListOfFiles(t *testing.T) {
 		text   string
 	}{
 		"traversal":    {sourcetest.Answer(200, hex+"  ../../etc/passwd\n"), "/d/", "BadSums", "line 1: file path"},
-		"a web page":   {sourcetest.Answer(200, "<html>"), "/d/", "BadSums", "/d/SHA256SUMS: line 1: want <sha256>"},
+		"a web page":   {sourcetest.Answer(200, "<html>"), "/d/", "WrongAnswer", "/d/SHA256SUMS: a web page (text/html) and not a file: "},
 		"too large":    {sourcetest.Answer(200, strings.Repeat(" \n", 9_000_000)), "/d/SHA256SUMS", "BadSums", "larger than 16 MiB"},
 		"not there":    {sourcetest.Answer(404, ""), "/d/", "NotFound", "/d/SHA256SUMS: not there: a directory needs one"},
 		"other digest": {sourcetest.Answer(200, hex+"  a\n"), "/d/#sha256=" + hex, "WrongDigest", "the source says abab"},

@@ -2,10 +2,8 @@ package http
 
 import (
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
-	"path"
 	"strings"
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/web"
@@ -18,12 +16,8 @@ func pageError(u *url.URL, resp *http.Response, f model.File) error {
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent || f.Digest != "" {
 		return nil
 	}
-	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if err != nil || kind != "text/html" && kind != "application/xhtml+xml" {
-		return nil
-	}
-	switch strings.ToLower(path.Ext(f.Path)) {
-	case ".html", ".htm", ".xhtml":
+	kind := web.Page(resp.Header.Get("Content-Type"), f.Path)
+	if kind == "" {
 		return nil
 	}
 	at, from := resp.Request.URL, ""

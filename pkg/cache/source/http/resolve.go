@@ -109,6 +109,9 @@ func (s *Source) sums(ctx context.Context, ref model.Ref, key string) ([]model.F
 	}
 	files, err := model.ParseSums(bytes.NewReader(text))
 	if err != nil {
+		if page := pageError(req.URL, resp, model.File{Path: model.SumsName}); page != nil {
+			return nil, page
+		}
 		return nil, &model.Error{Reason: "BadSums", Final: true, Text: web.Bare(req.URL), Err: err}
 	}
 	return files, nil

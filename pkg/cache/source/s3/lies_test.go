@@ -82,6 +82,20 @@ func TestOpenHoldsTheStoreToWhatWasAsked(t *testing.T) {
 	}
 }
 
+func TestAPageIsNoObject(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(sourcetest.Answer(200, "<html>", `ETag: "v1"`, "Content-Type: text/html; charset=utf-8"))
+	defer srv.Close()
+	source := newSource(t, srv.URL)
+	_, err := source.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/llama/m.bin"))
+	sourcetest.Fails(t, err, "WrongAnswer", false, "object llama/m.bin: a web page (text/html) and not a file: check the endpoint")
+	for _, wanted := range []string{"s3://models/about.html", "s3://models/m.bin#sha256=" + strings.Repeat("0", 64)} {
+		m, err := source.Resolve(t.Context(), sourcetest.Ref(t, wanted))
+		require.NoError(t, err)
+		require.EqualValues(t, len("<html>"), m.Size())
+	}
+}
+
 func TestABodyThatIsCutOffIsAnError(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewServer(sourcetest.Answer(206, "567", `ETag: "v1"`, "Content-Range: bytes 5-9/20", "Content-Length: 5"))

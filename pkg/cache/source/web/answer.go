@@ -3,14 +3,30 @@ package web
 import (
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
+
+// Page is the media type of a web page that comes where the file of that name was asked for; "" where none does. Whoever
+// wants a page names it .html.
+func Page(contentType, name string) string {
+	kind, _, err := mime.ParseMediaType(contentType)
+	if err != nil || kind != "text/html" && kind != "application/xhtml+xml" {
+		return ""
+	}
+	switch strings.ToLower(path.Ext(name)) {
+	case ".html", ".htm", ".xhtml":
+		return ""
+	}
+	return kind
+}
 
 // Part is what a request asks for: Length bytes from Offset of a file of Size.
 type Part struct{ Offset, Length, Size int64 }
