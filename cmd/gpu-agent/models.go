@@ -359,13 +359,13 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 			}
 			continue
 		}
-		if why := missing(dir); why != said {
+		if why := missing(root, dir); why != said {
 			said = why
 			fmt.Fprintln(log, why)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("interrupted: %s", said)
 		case <-patience:
 			return fmt.Errorf("%w after %s: %s: see gpu-agent models ls on this node's agent", errTimeout, timeout, said)
 		case <-changed:
@@ -374,8 +374,11 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 	}
 }
 
-// missing says why dir is not there.
-func missing(dir string) string {
+// missing says why dir, in the by-name folder of root, is not there.
+func missing(root, dir string) string {
+	if _, err := os.Stat(filepath.Dir(dir)); errors.Is(err, os.ErrNotExist) {
+		return dir + " is not there: " + root + " has no by-name yet, which the agent makes in the models directory of its cache"
+	}
 	if to, err := os.Readlink(dir); err == nil {
 		return dir + " is on another disk, at " + filepath.Join(filepath.Dir(dir), to) + ", and that is not mounted here, or gone"
 	}
