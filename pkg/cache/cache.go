@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/gpu-agent/gpu-agent/internal/durable"
+	"github.com/gpu-agent/gpu-agent/internal/multibuffer"
 	"github.com/gpu-agent/gpu-agent/internal/watch"
-	"github.com/gpu-agent/gpu-agent/pkg/cache/multibuffer"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 

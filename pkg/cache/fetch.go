@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gpu-agent/gpu-agent/pkg/cache/multibuffer"
+	"github.com/gpu-agent/gpu-agent/internal/multibuffer"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 

@@ -1,6 +1,6 @@
 package cache
 
-import "github.com/gpu-agent/gpu-agent/pkg/cache/multibuffer"
+import "github.com/gpu-agent/gpu-agent/internal/multibuffer"
 
 // Line is the way to origins: how many streams there are, how fast they may be, and who hashes what came. Caches that
 // share one keep to it together. It is safe for concurrent use.
