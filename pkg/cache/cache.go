@@ -37,10 +37,10 @@ type Cache struct {
 	wake      chan struct{} // to the reconcile loop: something changed
 	streams   *streams
 	pace      *pace
-	hashes    *multibuffer.Pool
-	fetched   atomic.Int64  // bytes from origins
-	owed      time.Duration // that the scrub has to wait yet; its goroutine's alone
-	warmed    atomic.Int64  // bytes read ahead
+	hashes    multibuffer.Pool // not of all caches: a disk that hangs would hold up the others
+	fetched   atomic.Int64     // bytes from origins
+	owed      time.Duration    // that the scrub has to wait yet; its goroutine's alone
+	warmed    atomic.Int64     // bytes read ahead
 	// elsewhere, where set, reports whether a model, of which nothing is here, goes to another disk. Set before Run.
 	elsewhere func(name string, files []model.File, refused bool) bool
 

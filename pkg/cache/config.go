@@ -134,7 +134,6 @@ func Open(cfg Config, sources map[string]Source) (*Cache, error) {
 		asked:    time.Now().UnixMicro(), // beyond the numbers of an earlier life
 		streams:  cfg.Line.streams,
 		pace:     cfg.Line.pace,
-		hashes:   cfg.Line.hashes,
 		models:   map[string]*entry{},
 		blobs:    map[model.Digest]int64{},
 		failures: map[string]int64{},

@@ -62,7 +62,7 @@ func (j *job) run(ctx context.Context, c *Cache, src Source, ref model.Ref) erro
 	ended := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, hashes: c.hashes, fetched: &c.fetched, cancel: cancel}
+	f := &fetcher{job: j, src: src, ref: ref, streams: c.streams, pace: c.pace, hashes: &c.hashes, fetched: &c.fetched, cancel: cancel}
 	j.err, j.lane = nil, c.streams.lane(originOf(ref))
 	todo := 1 // more than there is: for a second stream to where the first is slow
 	for _, s := range j.slots {

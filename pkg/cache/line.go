@@ -1,13 +1,10 @@
 package cache
 
-import "github.com/gpu-agent/gpu-agent/internal/multibuffer"
-
-// Line is the way to origins: how many streams there are, how fast they may be, and who hashes what came. Caches that
-// share one keep to it together. It is safe for concurrent use.
+// Line is the way to origins: how many streams there are, and how fast they may be. Caches that share one keep to it
+// together. It is safe for concurrent use.
 type Line struct {
 	streams *streams
 	pace    *pace
-	hashes  *multibuffer.Pool
 }
 
 // NewLine makes a way with so many concurrent reads at most; 0 means 64.
@@ -15,5 +12,5 @@ func NewLine(most int, b Bandwidth) *Line {
 	if most == 0 {
 		most = defaultStreams
 	}
-	return &Line{streams: newStreams(most), pace: &pace{plan: b}, hashes: &multibuffer.Pool{}}
+	return &Line{streams: newStreams(most), pace: &pace{plan: b}}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -193,4 +195,39 @@ func TestATurnThatIsAskedBackAtOnceIsAYield(t *testing.T) {
 		require.ErrorIs(t, err, errYield)
 	}
 	require.Equal(t, 1, s.free)
+}
+
+func TestADiskThatHangsHoldsUpNoOther(t *testing.T) {
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		var specs []model.Spec
+		for i := range runtime.GOMAXPROCS(0) { // each has more files in progress than a core hashes at once
+			name, files := fmt.Sprint("sick", i), map[string][]byte{}
+			for j := range openFiles {
+				files[fmt.Sprint(j)] = noise(uint64(i*openFiles+j), 65<<10)
+			}
+			o.put(name, "r1", files)
+			specs = append(specs, spec(name, name))
+		}
+		o.put("sound", "r1", weights(1))
+		sick, sound := config(filepath.Join(root, "sick")), config(filepath.Join(root, "sound"))
+		sick.Line = NewLine(4, Bandwidth{})
+		sound.Line = sick.Line
+		answers := make(chan struct{})
+		sick.disk.Fault = func(op, _ string) error {
+			if op == "read" {
+				<-answers
+			}
+			return nil
+		}
+		a, b := open(t, sick, o), open(t, sound, o)
+		a.Want(specs)
+		run(t, a)
+		synctest.Wait()
+		b.Want([]model.Spec{spec("sound", "sound")})
+		run(t, b)
+		ready(t, b, "sound")
+		require.Equal(t, model.Pulling, a.Get().Model("sick0").State)
+		close(answers)
+		ready(t, a, "sick0")
+	})
 }
