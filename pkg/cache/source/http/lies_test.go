@@ -195,6 +195,8 @@ func TestAWebPageIsNoModel(t *testing.T) {
 		"/m.gguf?sig=SECRET":        {"Text/HTML; charset=utf-8", what + otherwise},
 		"/m.bin":                    {"application/xhtml+xml", ": a web page (application/xhtml+xml) and not a file: " + otherwise},
 		"/m.html.bin":               {"text/html", what + otherwise},
+		"/m.pt":                     {"TEXT/html ; charset", what + otherwise},
+		"/m.onnx":                   {"text/html;charset=utf-8;charset=utf-8", what + otherwise},
 		"/a.html":                   {"text/html", ""},
 		"/a.HTM":                    {"text/html", ""},
 		"/a.xhtml":                  {"application/xhtml+xml", ""},

@@ -3,7 +3,6 @@ package web
 import (
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"path"
@@ -17,8 +16,8 @@ import (
 // Page is the media type of a web page that comes where the file of that name was asked for; "" where none does. Whoever
 // wants a page names it .html.
 func Page(contentType, name string) string {
-	kind, _, err := mime.ParseMediaType(contentType)
-	if err != nil || kind != "text/html" && kind != "application/xhtml+xml" {
+	kind, _, _ := strings.Cut(contentType, ";") // what comes behind it is wrong on many servers, and says nothing here
+	if kind = strings.ToLower(strings.TrimSpace(kind)); kind != "text/html" && kind != "application/xhtml+xml" {
 		return ""
 	}
 	switch strings.ToLower(path.Ext(name)) {
