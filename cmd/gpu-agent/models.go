@@ -16,6 +16,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/cobra"
 
+	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
 
@@ -270,6 +271,7 @@ func modelsWait() *cobra.Command {
 		Short: "Wait until a model is ready, and print its directory; for init containers",
 		Long: "Waits until ROOT/by-name/NAME is there, or NAME@REVISION, current or old: what is visible is complete\n" +
 			"and verified.\n" +
+			"Meanwhile it says how far the model has come and why it does not come, as the agent writes it to ROOT/waiting.\n" +
 			"It needs the models directory alone, mounted read-only, and no right to talk to the agent.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -332,6 +334,8 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 	var patience, tick <-chan time.Time
 	var changed chan fsnotify.Event
 	said := ""
+	name, _, _ := strings.Cut(filepath.Base(dir), "@")
+	show := plainDisplay(log, name)
 	for first := true; ; first = false {
 		info, err := os.Stat(dir)
 		switch {
@@ -359,15 +363,23 @@ func awaitDir(ctx context.Context, root, dir string, timeout time.Duration, log 
 			}
 			continue
 		}
-		if why := missing(root, dir); why != said {
-			said = why
+		why, advice := missing(root, dir), ": see gpu-agent models ls on this node's agent"
+		if m, known := cache.Notice(root, name); known {
+			show.status(m)
+			show.note(m.Message)
+			why += ": model " + name + " is " + progress(m)
+			if m.Message != "" {
+				why, advice = why+": "+m.Message, ""
+			}
+		} else if why != said {
 			fmt.Fprintln(log, why)
 		}
+		said = why
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("interrupted: %s", said)
 		case <-patience:
-			return fmt.Errorf("%w after %s: %s: see gpu-agent models ls on this node's agent", errTimeout, timeout, said)
+			return fmt.Errorf("%w after %s: %s%s", errTimeout, timeout, said, advice)
 		case <-changed:
 		case <-tick:
 		}

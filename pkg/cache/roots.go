@@ -127,6 +127,9 @@ func (s *Set) Run(ctx context.Context, name string, c *Cache) error {
 			}
 		}
 	})
+	if name == "" && !c.sealed {
+		group.Go(func() { s.notices(work, c.at.join("models")) })
+	}
 	err := c.Run(work)
 	s.mu.Lock()
 	d.cache = nil
