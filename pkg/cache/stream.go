@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,11 +82,13 @@ func (f *fetcher) stream(ctx context.Context, s *slot, off, n int64, firm bool, 
 	defer timer.Stop()
 	// because is why, as far as somebody decided it; what the origin did is told to its lane.
 	because := func(err error) error {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
+		cause := context.Cause(ctx)
+		if cause == nil || model.ReasonOf(err) == "Throttled" { // a complaint counts, whoever ended the stream meanwhile
+			f.streams.failed(t.lane, err, t.began)
+		} else {
+			f.streams.failed(t.lane, cause, t.began)
 		}
-		f.streams.failed(t.lane, err, t.began)
-		return err
+		return cmp.Or(cause, err)
 	}
 	body, err := f.src.Open(ctx, f.ref, *s.file, off, n)
 	if err != nil {
