@@ -13,7 +13,8 @@
 #   kill      killed (-9) with 90 % here, and again: what is fetched twice
 #   revision  a second revision that shares 29 of 30 shards
 #   wait      gpu-agent models wait, on a model that is ready
-#   small     FILES (100000) files of 2 KB, from a directory, over HTTP and from versitygw, and one of them changed
+#   small     FILES (100000) files of 2 KB, from a directory, over HTTP and from versitygw, and one of them changed; from stand-ins
+#             of the hub and of a registry
 #   memory    MEMORY_SIZE (4G) in a memory cgroup of LIMIT (128M): needs root and a cgroup that can be written
 # WORK is where the bytes go (default: a new directory in TMPDIR, which should be a disk).
 set -euo pipefail
@@ -31,7 +32,7 @@ finish() {
 trap finish EXIT
 mkdir -p "$work/www/bench" "$work/out" "$work/s3"
 : >"$work/results"
-CGO_ENABLED=0 go build -o "$work/" ./bench/fetch ./bench/origin
+CGO_ENABLED=0 go build -o "$work/" ./bench/fetch ./bench/origin ./bench/crumbs
 digest=(openssl dgst -sha256) # with the CPU's instructions, as the cache does; coreutils may be built without
 command -v openssl >/dev/null || digest=(sha256sum)
 
@@ -42,13 +43,14 @@ files() {
 	for i in $(seq 0 $(($2 - 1))); do head -c "$3" /dev/urandom >"$1/w$i"; done
 	(cd "$1" && "${digest[@]}" -r w* 2>/dev/null | sed 's/ \*/  /' >SHA256SUMS || sha256sum w* >SHA256SUMS)
 }
-# serve NAME flags…: an origin; its address is in $NAME.
+# serve NAME flags…: an origin, or what PROGRAM is; its address is in $NAME.
 serve() {
 	local name=$1
 	shift
-	"$work/origin" "$@" >"$work/address.$name" &
+	: >"$work/address.$name"
+	"$work/${PROGRAM:-origin}" "$@" >"$work/address.$name" &
 	servers+=($!)
-	for _ in $(seq 100); do [ -s "$work/address.$name" ] && break; sleep 0.05; done
+	for _ in $(seq 200); do [ -s "$work/address.$name" ] && break; sleep 0.05; done
 	printf -v "$name" %s "$(cat "$work/address.$name")"
 	[ -n "${!name}" ] || { echo "fetch.sh: the origin did not start" >&2; exit 1; }
 }
@@ -195,6 +197,15 @@ if wants small; then
 		end_objects
 	fi
 	rm -rf "$work/small"
+	for lfs in false true; do
+		PROGRAM=crumbs serve many -files "$count" -lfs="$lfs"
+		fresh
+		echo "small     hf://, LFS $lfs: $("$work/fetch" -root "$work/out" -endpoint "http://$many" hf://o/m)"
+		echo "small     and again: $("$work/fetch" -root "$work/out" -endpoint "http://$many" hf://o/m)"
+	done
+	fresh
+	echo "small     oci://, one layer: $("$work/fetch" -root "$work/out" "oci://$many/o/m:v1")"
+	echo "small     and again: $("$work/fetch" -root "$work/out" "oci://$many/o/m:v1")"
 fi
 
 if wants memory; then

@@ -16,7 +16,9 @@ import (
 
 	"github.com/gpu-agent/gpu-agent/pkg/cache"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/file"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/hf"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/http"
+	"github.com/gpu-agent/gpu-agent/pkg/cache/source/oci"
 	"github.com/gpu-agent/gpu-agent/pkg/cache/source/s3"
 	"github.com/gpu-agent/gpu-agent/pkg/model"
 )
@@ -116,6 +118,14 @@ func open(ref model.Ref, endpoint string) (map[string]cache.Source, error) {
 	case "file":
 		s, err := file.New(file.Config{Roots: []string{"/" + strings.Split(strings.Trim(ref.Path, "/"), "/")[0]}})
 		return map[string]cache.Source{"file": s}, err
+	}
+	switch ref.Scheme {
+	case "hf":
+		s, err := hf.New(hf.Config{Endpoint: endpoint})
+		return map[string]cache.Source{"hf": s}, err
+	case "oci":
+		s, err := oci.New(oci.Config{})
+		return map[string]cache.Source{"oci": s}, err
 	}
 	s, err := http.New(http.Config{})
 	return map[string]cache.Source{"http": s, "https": s}, err
