@@ -95,6 +95,19 @@ func TestPool(t *testing.T) {
 	}
 }
 
+// TestTheStateIsKnown fails where crypto/sha256 marshals in another way: all would be right then, and one by one.
+func TestTheStateIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		bytes int
+		known bool
+	}{{0, true}, {1, false}, {sha256.BlockSize, true}, {quantum, true}, {quantum + 63, false}} {
+		l := newFile(1, c.bytes, 1).lane
+		if known := l.load(); known != c.known {
+			t.Errorf("of %d bytes: known %v, want %v", c.bytes, known, c.known)
+		}
+	}
+}
+
 type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
