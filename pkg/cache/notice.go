@@ -74,6 +74,7 @@ func notice(m model.Status) string {
 	return string(text)
 }
 
+// unposted takes a notice away, and reports whether it is gone.
 func unposted(models, name string) bool {
 	err := os.Remove(noticePath(models, name))
 	return err == nil || errors.Is(err, fs.ErrNotExist)

@@ -88,7 +88,7 @@ func TestAPageIsNoObject(t *testing.T) {
 	defer srv.Close()
 	source := newSource(t, srv.URL)
 	_, err := source.Resolve(t.Context(), sourcetest.Ref(t, "s3://models/llama/m.bin"))
-	sourcetest.Fails(t, err, "WrongAnswer", false, "object llama/m.bin: a web page (text/html) and not a file: check the endpoint")
+	sourcetest.Fails(t, err, "WrongAnswer", false, "object llama/m.bin: a web page (text/html) and not a file: check the endpoint and what stands between; a page that is wanted is named with its #sha256")
 	for _, wanted := range []string{"s3://models/about.html", "s3://models/m.bin#sha256=" + strings.Repeat("0", 64)} {
 		m, err := source.Resolve(t.Context(), sourcetest.Ref(t, wanted))
 		require.NoError(t, err)

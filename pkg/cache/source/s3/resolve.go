@@ -151,7 +151,8 @@ func (s *Source) head(ctx context.Context, ref model.Ref, f model.File, listed b
 	}
 	if kind := web.Page(aws.ToString(out.ContentType), f.Key); kind != "" && !listed && f.Digest == "" {
 		return f, &model.Error{Reason: "WrongAnswer",
-			Text: fmt.Sprintf("%s: object %s: a web page (%s) and not a file: check the endpoint and what stands between", ref, f.Key, kind)}
+			Text: fmt.Sprintf("%s: object %s: a web page (%s) and not a file: check the endpoint and what stands between; "+
+				"a page that is wanted is named with its #sha256", ref, f.Key, kind)}
 	}
 	f.Size, f.Version, f.Check = *out.ContentLength, bareTag(out.ETag), checkOf(out)
 	if id := aws.ToString(out.VersionId); id != "" && id != "null" {
