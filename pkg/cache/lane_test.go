@@ -259,3 +259,41 @@ func TestALaneShrinksWhenItsOriginFails(t *testing.T) {
 		require.Equal(t, patience, l.shut(now), "no origin has a node wait for days")
 	})
 }
+
+// TestAComplaintCountsThoughItsStreamWasToEnd has an origin refuse a stream that another model was to have.
+func TestAComplaintCountsThoughItsStreamWasToEnd(t *testing.T) {
+	const asks = 90 * time.Second
+	bubble(t, func(t *testing.T, root string, o *origin) {
+		o.put("a", "r1", map[string][]byte{"a": noise(1, 20*64<<10)})
+		o.put("b", "r1", map[string][]byte{"b": noise(2, 64<<10)})
+		began := time.Now()
+		var yielded sync.Once
+		var asked time.Duration // when b was
+		o.onOpen = func(_ int, ctx context.Context, f model.File, _, _ int64, _ []byte) (io.ReadCloser, error, bool) {
+			if f.Path == "b" {
+				asked = time.Since(began)
+				return nil, nil, false
+			}
+			if time.Since(began) >= asks {
+				return nil, nil, false
+			}
+			<-ctx.Done()
+			err := ctx.Err()
+			yielded.Do(func() { err = &model.Error{Reason: "Throttled", Text: "429", RetryAfter: asks} })
+			return nil, err, true
+		}
+		cfg := config(root)
+		cfg.Streams = 2
+		c, err := Open(cfg, map[string]Source{"s3": o})
+		require.NoError(t, err)
+		of := func(name string) model.Spec {
+			return model.Spec{Name: name, Source: model.Ref{Scheme: "s3", Host: name}}
+		}
+		c.Want([]model.Spec{of("a")})
+		run(t, c)
+		synctest.Wait() // a has both streams
+		c.Want([]model.Spec{of("a"), of("b")})
+		ready(t, c, "b")
+		require.GreaterOrEqual(t, asked, asks, "the origin asked for that long")
+	})
+}
